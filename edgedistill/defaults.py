@@ -1,0 +1,41 @@
+"""The one place where defaults live. The verbs' signatures and the command line both read them here."""
+
+from __future__ import annotations
+
+RUN = "runs/default"
+SEED = 0
+
+# teach
+TEACHER = "smollm2-135m"     # the card of the embedded teacher
+TASK = "wordmath"
+LIMIT = 240                  # training rows taught; sized so that the three lines end within 15 minutes on 2 cores
+SAMPLES = 1
+PARALLEL = 8                 # sequences decoded together
+TEMP = 0.0                   # greedy: one sample a row needs no variety
+SAMPLED_TEMP = 0.7           # when --samples asks for several and no --temp is given
+TOP_K = 40
+TOP_P = 0.95
+MIN_P = 0.05
+DEV_SHARE = 0.1              # of the training rows, where a data set has no dev split
+
+# train
+TINY = "t5-small"            # what --tiny takes when the hub or its cache has it
+METHOD = "step-by-step"
+EPOCHS = 6
+BATCH_SIZE = 16              # questions a step; step-by-step has two targets for one question
+ALPHA = 0.5                  # weight of the label's loss, the value of the paper's code
+WARMUP_SHARE = 0.05
+OPTIMIZER = "adamw8bit"
+LEARNING_RATE = {"t5": 1e-3, "decoder": 3e-4}  # t5: scratch or v1.1 want more than the paper's 5e-5
+CARVE_LAYERS = 16            # of SmolLM2's 30: about 57M parameters
+CARVE_MIN_LAYERS = 8         # fewer lose the ability to learn the task (Study issue's trials)
+VOCABULARY = 4096            # pieces of a carved student: the corpus's own, then the most common ones
+
+# export
+PRECISION = "int8"
+TARGET = "portable"
+MAX_DROP = 1.5               # points of dev accuracy that quantising may cost
+PARITY_INPUTS = 50           # inputs on which the fp32 graph must repeat torch's greedy tokens
+
+# bench
+BENCH_RUNS = 30

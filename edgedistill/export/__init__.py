@@ -1,0 +1,214 @@
+"""`export`: a student becomes a quantized ONNX bundle, checked against torch, or is refused."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from edgedistill import cards, defaults, machine, runs
+from edgedistill.cards import Target
+from edgedistill.edge import bundle
+from edgedistill.errors import Error, GateError, UsageError, need
+from edgedistill.progress import Progress, clock, say
+from edgedistill.tasks import data as rows_
+from edgedistill.tasks.data import Row
+
+PRECISIONS = ("fp32", "int8")
+
+
+def export(
+    student: str | None = None, *, run: str = defaults.RUN, precision: str = defaults.PRECISION,
+    target: str = defaults.TARGET, max_drop: float = defaults.MAX_DROP, overwrite: bool = False,
+) -> dict[str, Any]:
+    """Writes `export/bundle/` from the run's student (or another folder) and returns the result object.
+
+    Two gates: the fp32 graph must repeat torch's greedy tokens on at least 50 inputs; the quantized one may lose at
+    most `max_drop` points of dev accuracy. Raises `GateError` (exit 3, no bundle) when a gate says no.
+    """
+    need("torch", "export"), need("transformers", "export"), need("onnx", "export")
+    if precision not in PRECISIONS:
+        raise UsageError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
+    card = cards.load(Target, target)
+    trained = None
+    if student is None:
+        trained = runs.finished(run, "train")
+        if not trained:
+            raise UsageError(f"{run} has no finished train stage: run edgedistill train first, or give a student folder")
+    folder = Path(student) if student else Path(run) / "train" / "student"
+    if not (folder / "model.safetensors").is_file():
+        raise UsageError(f"{folder} is no student folder: it has no model.safetensors")
+    config = {"precision": precision, "target": card.name, "linear": card.linear, "max_drop": max_drop}
+    inputs = {"model": runs.sha256(folder / "model.safetensors"), "config": runs.sha256(folder / "config.json")}
+    stage = runs.Stage(run, "export", config, inputs, overwrite)
+    try:
+        if stage.finished:
+            say(f"export: {stage.path} is finished with this configuration; nothing to do")
+            return stage.finished
+        return _export(stage, folder, card, trained, run)
+    finally:
+        stage.close()
+
+
+def _export(stage: runs.Stage, folder: Path, target: Target, trained: dict[str, Any] | None,
+            run: str) -> dict[str, Any]:
+    import torch
+    import transformers
+
+    from edgedistill.edge import Student as Edge
+    from edgedistill.train.students import load
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(machine.cores())
+    precision, max_drop = stage.config["precision"], stage.config["max_drop"]
+    student = load(folder)
+    if student.format is None:
+        student.set_task(None)
+    dev, texts = _gate_rows(run, student)
+    say("export plan")
+    say(f"  student   {student.parameters() / 1e6:.1f} M parameters, {student.family}, {len(student.tokenizer)} pieces")
+    say(f"  bundle    {precision} for {target.name} ({target.linear}), default {target.threads} threads")
+    say(f"  gates     fp32 graph against torch on {len(texts)} inputs; "
+        + (f"{precision} at most {max_drop:g} points under fp32 on {len(dev)} dev rows" if dev else
+           "token agreement only (no labelled rows)"))
+    say(f"  time      about {clock(len(texts) * (3 if precision == 'int8' else 2) * student.parameters() / 1e9 + 15)} "
+        "(estimate from the size)")
+
+    reference = student.generate(texts, batch_size=8)
+    fp32 = stage.path / "fp32.part"
+    write(student, fp32, "fp32", target)
+    exact = _tokens(Edge.load(fp32, machine.cores()), texts, "fp32")
+    same = sum(a == b for a, b in zip(exact, reference, strict=True))
+    if same < len(texts):
+        first = next(i for i, (a, b) in enumerate(zip(exact, reference, strict=True)) if a != b)
+        raise GateError(f"the fp32 graph gives other tokens than torch on {len(texts) - same} of {len(texts)} inputs, "
+                        f"first on {texts[first][:60]!r}; the student's architecture is not exported right: please report")
+    ready, outputs = fp32, exact
+    if precision != "fp32":
+        ready = stage.path / f"{precision}.part"
+        write(student, ready, precision, target)
+        outputs = _tokens(Edge.load(ready, machine.cores()), texts, precision)
+    agreement = _agreement(exact, outputs)
+    scores = {name: _accuracy(student, dev, out[: len(dev)]) for name, out in (("fp32", exact), (precision, outputs))}
+    if dev and 100 * (scores["fp32"] - scores[precision]) > max_drop + 1e-9:
+        raise GateError(f"{precision} loses {100 * (scores['fp32'] - scores[precision]):.1f} points of dev accuracy "
+                        f"({100 * scores['fp32']:.1f} to {100 * scores[precision]:.1f} %, {len(dev)} rows), "
+                        f"--max-drop allows {max_drop:g}; take another --target, --fp32 or a higher --max-drop")
+    onnx_bytes = sum(p.stat().st_size for p in ready.iterdir() if p.suffix in (".onnx", ".bin"))
+    result = {
+        **machine.origin("export"), "precision": precision, "target": target.name, "linear": target.linear,
+        "parameters": student.parameters(), "bytes": onnx_bytes,
+        "tokenizer_bytes": (ready / "tokenizer.json").stat().st_size,
+        "fp32_accuracy": scores["fp32"] if dev else None, "accuracy": scores[precision] if dev else None,
+        "accuracy_rows": len(dev), "token_agreement": agreement, "parity_inputs": len(texts), "kept_high": [],
+        "seconds": stage.seconds()}
+    final = stage.path / "bundle"
+    shutil.rmtree(final, ignore_errors=True)
+    _describe(ready, result, trained)
+    ready.rename(final)
+    if fp32.exists():
+        shutil.rmtree(fp32)
+    stage.done(result, sorted(final.iterdir()))
+    shown = (f", dev accuracy {100 * scores['fp32']:.1f} % fp32, {100 * scores[precision]:.1f} % {precision}"
+             if dev else "")
+    say(f"export: {onnx_bytes / 1e6:.1f} MB in {clock(result['seconds'])}{shown}, token agreement "
+        f"{100 * agreement:.1f} %; bundle in {final}")
+    return result
+
+
+def write(student: Any, folder: Path, precision: str, target: Target) -> None:
+    """Writes the graphs, the weights, the tokenizer and the manifest of a bundle into an empty `folder`."""
+    from edgedistill.export import llama, t5
+    from edgedistill.export.graph import Weights
+    from edgedistill.export.linear import Linear
+
+    shutil.rmtree(folder, ignore_errors=True)
+    form = student.format
+    with runs.disk_errors(folder):
+        folder.mkdir(parents=True)
+        weights = Weights(folder / "weights.bin")
+        try:
+            longest = max(form.max_label_tokens, form.max_rationale_tokens)
+            linear = Linear(precision, target.linear)
+            if student.family == "t5":
+                shape = t5.write(student.model, folder, linear, weights, form.max_input_tokens, longest)
+            else:
+                shape = llama.write(student.model, folder, linear, weights, form.max_input_tokens + longest)
+        except ValueError as error:
+            raise Error(f"export: {error}") from error
+        finally:
+            weights.close()
+        student.rust.save(str(folder / "tokenizer.json"))
+        files = {p.name: {"bytes": p.stat().st_size, "sha256": bundle.digest(p)} for p in sorted(folder.iterdir())}
+        runs.write_json(folder / bundle.MANIFEST, {
+            "schema": 1, "kind": "bundle", "precision": precision, "target": target.name, "threads": target.threads,
+            "graph": {"kind": student.family, **shape}, "format": form.to_dict(), "files": files})
+
+
+def _describe(folder: Path, result: dict[str, Any], trained: dict[str, Any] | None) -> None:
+    """Adds the numbers to the manifest and writes the bundle's README."""
+    manifest = runs.read_json(folder / bundle.MANIFEST)
+    keys = ("fp32_accuracy", "accuracy", "accuracy_rows", "token_agreement", "kept_high", "created", "commit", "versions")
+    manifest |= {key: result[key] for key in keys}
+    if trained:
+        manifest["student"] = {k: trained["result"][k] for k in ("method", "student", "task", "parameters", "questions")}
+    task = (manifest["format"]["task"] or {}).get("name")
+    lines = [f"# edgedistill bundle: {task or 'text to text'}, {result['precision']} for {result['target']}", "",
+             f"{result['bytes'] / 1e6:.1f} MB, {result['parameters'] / 1e6:.1f} M parameters. On the device:", "",
+             "    pip install edgedistill", "    edgedistill run . \"your question\"", ""]
+    if result["accuracy"] is not None:
+        lines.append(f"Dev accuracy {100 * result['fp32_accuracy']:.1f} % in fp32, {100 * result['accuracy']:.1f} % here "
+                     f"({result['accuracy_rows']} rows); token agreement {100 * result['token_agreement']:.1f} %.")
+    runs.write_text(folder / "README.md", "\n".join(lines) + "\n")
+    readme = folder / "README.md"
+    manifest["files"]["README.md"] = {"bytes": readme.stat().st_size, "sha256": bundle.digest(readme)}
+    runs.write_json(folder / bundle.MANIFEST, manifest)
+
+
+def _gate_rows(run: str, student: Any) -> tuple[list[Row], list[str]]:
+    """(labelled dev rows, texts): the dev rows first, filled up to the parity gate's number with training rows."""
+    folder = Path(run) / "teach" / "data"
+    splits = {p.stem: rows_.read_file(p) for p in folder.glob("*.jsonl")} if folder.is_dir() else {}
+    task = _task(student)
+    dev = [row for row in splits.get("dev", []) if row.label is not None] if task else []
+    texts = [task.question(row) if task else row.input for row in dev]
+    more = [task.question(row) if task else row.input for row in splits.get("train", [])]
+    texts += more[: max(0, defaults.PARITY_INPUTS - len(texts))]
+    if len(texts) < defaults.PARITY_INPUTS:
+        from edgedistill.tasks import wordmath
+
+        made = wordmath.generate("dev", defaults.PARITY_INPUTS - len(texts))
+        texts += [row["input"] for row in made]
+    return dev, texts
+
+
+def _task(student: Any) -> Any:
+    from edgedistill.tasks.task import Task
+
+    return Task.from_dict(student.format.task) if student.format.task else None
+
+
+def _tokens(edge: Any, texts: list[str], name: str) -> list[list[int]]:
+    progress = Progress(f"gate {name}", len(texts), "inputs")
+    out = []
+    for text in texts:
+        out.append(edge.generate(text).ids)
+        progress.advance()
+    return out
+
+
+def _accuracy(student: Any, dev: list[Row], outputs: list[list[int]]) -> float:
+    if not dev:
+        return 0.0
+    task = _task(student)
+    right = sum(task.same(task.parse(student.decode(ids), row.choices), task.label(row))
+                for ids, row in zip(outputs, dev, strict=True))
+    return round(right / len(dev), 4)
+
+
+def _agreement(a: list[list[int]], b: list[list[int]]) -> float:
+    """Share of positions with the same token, over the longer of each two outputs."""
+    same = sum(sum(x == y for x, y in zip(left, right, strict=False)) for left, right in zip(a, b, strict=True))
+    total = sum(max(len(left), len(right)) for left, right in zip(a, b, strict=True))
+    return round(same / total, 4) if total else 1.0

@@ -1,0 +1,93 @@
+"""Writing an ONNX graph node by node, every weight once, in one external file that several graphs may share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from onnx import TensorProto, helper
+
+DOMAIN = "com.microsoft"  # onnxruntime's own operators
+_ALIGN = 4096             # bytes; so that a weight can be memory-mapped
+_TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int64): TensorProto.INT64,
+          np.dtype(np.int32): TensorProto.INT32, np.dtype(np.uint8): TensorProto.UINT8,
+          np.dtype(np.int8): TensorProto.INT8}
+
+
+class Weights:
+    """The bundle's weight file: arrays at aligned offsets; a name stored twice is the same bytes."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = path.open("wb")
+        self.places: dict[str, tuple[int, int, np.ndarray]] = {}
+
+    def place(self, name: str, array: np.ndarray) -> tuple[int, int]:
+        """(offset, length) of `array` in the file; written on the first call for `name`."""
+        if name not in self.places:
+            data = np.ascontiguousarray(array)
+            self.file.seek(-(-self.file.seek(0, 2) // _ALIGN) * _ALIGN)
+            offset = self.file.tell()
+            self.file.write(data.tobytes())
+            self.places[name] = (offset, data.nbytes, data)
+        offset, length, stored = self.places[name]
+        if stored.shape != array.shape or stored.dtype != array.dtype:
+            raise ValueError(f"weight {name}: {array.shape} now, {stored.shape} before")
+        return offset, length
+
+    def close(self) -> None:
+        self.file.close()
+
+
+class Graph:
+    """A graph under construction. Methods that add a node return the name of its (first) output."""
+
+    def __init__(self, name: str, weights: Weights) -> None:
+        self.name, self.weights = name, weights
+        self.nodes: list[Any] = []
+        self.initializers: dict[str, Any] = {}
+        self.inputs: list[Any] = []
+        self.outputs: list[Any] = []
+        self.shared: dict[str, Any] = {}  # what several nodes read, by a key of the writer
+
+    def input(self, name: str, dtype: Any, shape: list[int | str]) -> str:
+        self.inputs.append(helper.make_tensor_value_info(name, _TYPES[np.dtype(dtype)], shape))
+        return name
+
+    def output(self, name: str, dtype: Any, shape: list[int | str]) -> None:
+        self.outputs.append(helper.make_tensor_value_info(name, _TYPES[np.dtype(dtype)], shape))
+
+    def weight(self, name: str, array: np.ndarray) -> str:
+        """An initializer in the external file."""
+        if name not in self.initializers:
+            offset, length = self.weights.place(name, array)
+            tensor = TensorProto(name=name, data_type=_TYPES[array.dtype], dims=array.shape,
+                                 data_location=TensorProto.EXTERNAL)
+            for key, value in (("location", self.weights.path.name), ("offset", offset), ("length", length)):
+                tensor.external_data.add(key=key, value=str(value))
+            self.initializers[name] = tensor
+        return name
+
+    def constant(self, value: Any, dtype: Any = np.int64) -> str:
+        """A small value inside the graph; the same value is the same initializer."""
+        array = np.asarray(value, dtype)
+        name = f"const_{array.dtype}_{'x'.join(map(str, array.shape))}_{'_'.join(map(str, array.ravel().tolist()))}"
+        if name not in self.initializers:
+            self.initializers[name] = helper.make_tensor(name, _TYPES[array.dtype], array.shape, array.ravel().tolist())
+        return name
+
+    def node(self, op: str, inputs: list[str], outputs: int | list[str] = 1, domain: str = "", **attributes: Any) -> Any:
+        """Adds a node; returns its output's name, or the list of them when there are several."""
+        if isinstance(outputs, int):
+            outputs = [f"{op}_{len(self.nodes)}" + (f"_{i}" if i else "") for i in range(outputs)]
+        self.nodes.append(helper.make_node(op, inputs, outputs, outputs[0], domain=domain, **attributes))
+        return outputs[0] if len(outputs) == 1 else outputs
+
+    def save(self, path: Path) -> None:
+        """Writes the graph; the weights are in their own file beside it."""
+        graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, list(self.initializers.values()))
+        model = helper.make_model(graph, producer_name="edgedistill", opset_imports=[
+            helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)])
+        model.ir_version = 9  # read by every onnxruntime that the package admits
+        path.write_bytes(model.SerializeToString())

@@ -1,0 +1,161 @@
+"""A task card as an object: prompts' raw material, and how an answer is parsed, verified and valued."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from edgedistill.tasks import arithmetic
+from edgedistill.tasks.data import Row
+
+KINDS = ("equation", "number", "choice", "text")
+
+_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
+_EQUATION = re.compile(r"[-+*/×÷−()\[\]$\d.,\s]+")
+_TIMES = re.compile(r"(?<=[\d)\s])x(?=[\s(\d])")
+_LETTER = re.compile(r"^\(?([a-z])\)(?:\s|$)|^([a-z])[.:]?$")
+
+
+@dataclass(frozen=True)
+class Exemplar:
+    """A worked example for the teacher's prompt."""
+
+    input: str
+    rationale: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A parsed answer: its text in the task's own spelling, and the value by which answers are compared."""
+
+    text: str
+    value: str
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task card (`teachers/tasks/*.toml`); teachers/README.md explains each key. Lengths are in tokens."""
+
+    name: str
+    title: str
+    kind: str
+    instruction: str = ""
+    data: str = ""
+    answer_lead: str = "The answer is"
+    choices: tuple[str, ...] = ()
+    max_input_tokens: int = 256
+    max_label_tokens: int = 32
+    max_rationale_tokens: int = 128
+    max_new_tokens: int = 160
+    exemplars: tuple[Exemplar, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind = {self.kind!r} is none of {', '.join(KINDS)}")
+        for name in ("max_input_tokens", "max_label_tokens", "max_rationale_tokens", "max_new_tokens"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)!r} must be a whole number of at least 1")
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Task:
+        """The inverse of `to_dict`. Raises `TypeError` or `ValueError` on unknown keys and bad values."""
+        exemplars = tuple(Exemplar(**item) for item in data.get("exemplars", ()))
+        return cls(**{**data, "choices": tuple(data.get("choices", ())), "exemplars": exemplars})
+
+    def to_dict(self, exemplars: bool = True) -> dict[str, Any]:
+        """Plain data for a manifest or a bundle (the device has no use for the exemplars)."""
+        data = dataclasses.asdict(self)
+        if not exemplars:
+            del data["exemplars"]
+        return data
+
+    def question(self, row: Row) -> str:
+        """The row's input; choices that differ by row are listed where the text does not name them."""
+        if not row.choices or self.choices or all(choice in row.input for choice in row.choices):
+            return row.input
+        listed = "\n".join(f"({chr(97 + i)}) {choice}" for i, choice in enumerate(row.choices))
+        return f"{row.input}\nAnswer Choices:\n{listed}"
+
+    def split(self, completion: str) -> tuple[str, str | None]:
+        """A teacher's completion as (rationale, answer text); the answer is None where the lead is missing."""
+        head, lead, tail = completion.rpartition(self.answer_lead)
+        if not lead:
+            return completion.strip(), None
+        return head.strip(), tail.strip().split("\n")[0].strip(" :")
+
+    def parse(self, text: str | None, choices: tuple[str, ...] = ()) -> Answer | None:
+        """The answer that `text` states, in the task's spelling, or None where it states none."""
+        if not text or not text.strip():
+            return None
+        if self.kind == "equation":
+            return _equation(text)
+        if self.kind == "number":
+            return _number(text)
+        if self.kind == "choice":
+            return _choice(text, choices or self.choices)
+        plain = " ".join(text.split()).rstrip(".")
+        return Answer(plain, plain.lower())
+
+    def label(self, row: Row) -> Answer | None:
+        """The row's gold label as an answer, None for a row without one. Raises `ValueError` if it is unreadable."""
+        if row.label is None:
+            return None
+        answer = self.parse(row.label, row.choices)
+        if answer is None:
+            raise ValueError(f"row {row.id}: label {row.label!r} is no answer of kind {self.kind}")
+        return answer
+
+    def same(self, a: Answer | None, b: Answer | None) -> bool:
+        """Whether two answers agree: numbers up to rounding, texts exactly (in lower case)."""
+        if a is None or b is None:
+            return False
+        if self.kind in ("equation", "number"):
+            return arithmetic.equal(Fraction(a.value), Fraction(b.value))
+        return a.value == b.value
+
+
+def _value(value: Fraction) -> str:
+    """Exact where it can be: `42`, `2.5`, `8/3` (readable by `Fraction`)."""
+    text = arithmetic.show(value)
+    return text if Fraction(text) == value else f"{value.numerator}/{value.denominator}"
+
+
+def _equation(text: str) -> Answer | None:
+    # "( 3 + 4 ) = 7 apples." -> "( 3 + 4 )": the longest arithmetic run before an equals sign.
+    left = _TIMES.sub("*", text[: 4 * arithmetic.MAX_CHARACTERS]).split("=")[0]
+    runs = [run.strip(" .,\n") for run in _EQUATION.findall(left) if any(c.isdigit() for c in run)]
+    for run in sorted(runs, key=len, reverse=True):
+        try:
+            return Answer(arithmetic.normalise(run), _value(arithmetic.evaluate(run)))
+        except arithmetic.NotArithmetic:
+            continue
+    return None
+
+
+def _number(text: str) -> Answer | None:
+    # In "3 * 4 = 12 dollars" the number after the last equals sign is the answer, else the first one.
+    match = _NUMBER.search(text.rpartition("=")[2])
+    if not match:
+        return None
+    try:
+        value = arithmetic.evaluate(match[0])
+    except arithmetic.NotArithmetic:
+        return None
+    return Answer(arithmetic.show(value), _value(value))
+
+
+def _choice(text: str, choices: tuple[str, ...]) -> Answer | None:
+    plain = " ".join(text.lower().split()).strip(" .\"'")
+    letter = _LETTER.match(plain)
+    if letter and ord(letter[1] or letter[2]) - 97 < len(choices):
+        choice = choices[ord(letter[1] or letter[2]) - 97]
+        return Answer(choice, choice.lower())
+    exact = [choice for choice in choices if choice.lower() == plain]
+    # Longest first, so that "not entailment" cannot read as a shorter choice inside it.
+    inside = [c for c in sorted(choices, key=len, reverse=True) if re.search(rf"\b{re.escape(c.lower())}\b", plain)]
+    found = exact or (inside if len(inside) == 1 else [])
+    return Answer(found[0], found[0].lower()) if found else None
