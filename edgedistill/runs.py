@@ -77,12 +77,18 @@ class Stage:
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         self._lock = _lock(self.path / ".lock")
-        old = read_json(self.manifest_path) if self.manifest_path.exists() else None
-        if old and not overwrite:
-            self._check(old)
-        if old and overwrite:
+        try:
+            self._open(overwrite)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, overwrite: bool) -> None:
+        if overwrite and self.manifest_path.exists():  # never a folder that no stage made
             self._clear()
-            old = None
+        old = _manifest(self.manifest_path)
+        if old:
+            self._check(old)
         self.seconds_before = old["seconds"] if old else 0.0
         self.resumed = bool(old) and old["state"] != "done"
         if old and old["state"] == "done":
@@ -132,11 +138,28 @@ class Stage:
 
 def finished(run: str | Path, name: str) -> dict[str, Any] | None:
     """The manifest of a finished stage, None where there is none."""
-    path = Path(run) / name / "manifest.json"
+    manifest = _manifest(Path(run) / name / "manifest.json")
+    return manifest if manifest and manifest["state"] == "done" else None
+
+
+def _manifest(path: Path) -> dict[str, Any] | None:
+    """The stage's manifest, None where there is none. Raises `Error` for what no stage wrote."""
     if not path.exists():
         return None
     manifest = read_json(path)
-    return manifest if manifest["state"] == "done" else None
+    keys = {"state", "config", "inputs", "seconds"}
+    if not isinstance(manifest, dict) or not keys <= manifest.keys():
+        raise Error(f"{path} is no manifest of edgedistill; remove it or run its stage again with --overwrite")
+    return manifest
+
+
+def subject_name(place: str | Path) -> str:
+    """A subject's name for results, without a path: the run's folder for what lies in one, else the last part."""
+    path = Path(place).resolve()
+    for stage, folder in (("export", "bundle"), ("train", "student")):
+        if path.name == folder and path.parent.name == stage:
+            return f"{path.parents[1].name}-{folder}"
+    return path.stem if path.suffix == ".gguf" else path.name
 
 
 class Journal:
@@ -163,9 +186,15 @@ class Journal:
     def append(self, row: dict[str, Any]) -> None:
         """Adds one row. Raises `Error` when the disk is full; what was there stays whole."""
         data = json.dumps(row, ensure_ascii=False).encode() + b"\n"
-        with disk_errors(self.path):
-            while data:  # a write may be partial when the disk fills up; the rest then raises
-                data = data[self._file.write(data):]
+        end = self._file.seek(0, os.SEEK_END)
+        try:
+            with disk_errors(self.path):
+                while data:  # a write may be partial when the disk fills up; the rest then raises
+                    data = data[self._file.write(data):]
+        except Error:
+            with contextlib.suppress(OSError):
+                self._file.truncate(end)
+            raise
         self.rows.append(row)
 
     def close(self) -> None:

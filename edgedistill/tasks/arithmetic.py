@@ -35,7 +35,7 @@ def tokens(text: str) -> list[str]:
         match = _TOKEN.match(text, at)
         if not match:
             raise NotArithmetic(f"unexpected {text[at:at + 12]!r}")
-        token = _FRACTION_DIGITS.sub("", match[1].replace(",", "")).removesuffix(".")
+        token = _FRACTION_DIGITS.sub("", match[1].replace(",", "")).removesuffix(".") or "0"
         if len(token) > MAX_DIGITS:
             raise NotArithmetic(f"a number of {len(token)} digits, at most {MAX_DIGITS} are evaluated")
         found.append(token)
@@ -65,7 +65,9 @@ def show(value: Fraction) -> str:
 
 
 def equal(a: Fraction, b: Fraction) -> bool:
-    """Equal up to one part in 10,000, so that 2.6667 passes for 8 / 3 and 2.67 does not."""
+    """Whole numbers exactly, others up to one part in 10,000: 2.6667 passes for 8 / 3 and 2.67 does not."""
+    if a.denominator == b.denominator == 1:
+        return a == b
     return abs(a - b) <= Fraction(1, 10_000) * max(1, abs(b))
 
 

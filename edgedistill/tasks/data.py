@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import random
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -140,8 +141,12 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if path.name.endswith(".parquet"):
         from edgedistill.errors import need
 
-        table = need("datasets", "train").Dataset.from_parquet(str(path))
-        yield from enumerate(map(dict, table), 1)
+        parquet = need("pyarrow.parquet", "train")
+        try:
+            records = parquet.ParquetFile(path).read().to_pylist()
+        except (OSError, ValueError) as error:  # pyarrow's errors are of these kinds
+            raise UsageError(f"{path.name}: cannot be read ({_one_line(error)})") from error
+        yield from enumerate(records, 1)
     elif path.name.endswith(".csv"):
         reader = csv.DictReader(io.StringIO(_text(path)), strict=True)
         try:
@@ -151,14 +156,16 @@ def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                                      "of the header; mend or remove the line")
                 yield reader.line_num, {key: value or None for key, value in record.items()}
         except csv.Error as error:
-            raise UsageError(f"{path.name}:{reader.line_num}: not valid CSV ({error}); mend the line") from error
+            raise UsageError(f"{path.name}:{reader.line_num + 1}: not valid CSV ({error}); mend the line") from error
     elif path.name.endswith((".jsonl", ".jsonl.gz", ".json", ".ndjson")):
         for number, line in enumerate(_text(path).split("\n"), 1):
             if not line.strip():
                 continue
             try:
                 record = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
+                if "\\ud" in line.lower():  # half a character, which no file can hold again
+                    json.dumps(record, ensure_ascii=False).encode()
+            except (ValueError, RecursionError) as error:
                 raise UsageError(f"{path.name}:{number}: not valid JSON ({_one_line(error)}); mend or remove the line"
                                  ) from error
             if not isinstance(record, dict):
@@ -173,11 +180,12 @@ def _text(path: Path) -> str:
         raw = path.read_bytes()
         if raw[:2] == b"\x1f\x8b":
             raw = gzip.decompress(raw)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise UsageError(f"{path.name}: cannot be read ({_one_line(error)})") from error
     try:
         return raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
+        raw = error.object  # without the byte order mark
         line = raw[: error.start].count(b"\n") + 1
         raise UsageError(f"{path.name}:{line}: byte 0x{raw[error.start]:02x} is not UTF-8; convert the file, e.g. "
                          f"iconv -f latin1 -t utf-8 {path.name}") from error
@@ -207,12 +215,12 @@ def _row(record: dict[str, Any], columns: dict[str, str], where: str, number: in
                              "Map it: --column input=NAME")
         raise UsageError(f"{where}:{number}: the column {wanted!r} is empty or no text; fill or remove the line")
     for name in columns:
-        if name != "input" and columns[name].split(".")[0] not in record:
+        if name != "input" and columns[name] not in record and columns[name].split(".")[0] not in record:
             raise UsageError(f"{where}:{number}: no column {columns[name]!r} for --column {name}=...; "
                              f"it has {', '.join(map(str, record))}")
     choices = found["choices"] or ()
-    if isinstance(choices, str) or not all(isinstance(choice, str) for choice in choices):
-        raise UsageError(f"{where}:{number}: choices must be a list of texts")
+    if not isinstance(choices, (list, tuple)) or not all(isinstance(choice, str) for choice in choices):
+        raise UsageError(f"{where}:{number}: choices must be a list of texts, found {choices!r:.60}")
     meta = dict(record["meta"]) if isinstance(record.get("meta"), dict) else {}
     identity = found["id"]
     if identity is None:

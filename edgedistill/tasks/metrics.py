@@ -33,6 +33,10 @@ def paired(a: list[bool], b: list[bool], seed: int = 0, draws: int = 10_000) -> 
     low, high = np.quantile((counts[:, 2] - counts[:, 0]) / n, [0.025, 0.975])
     better, worse = int((difference > 0).sum()), int((difference < 0).sum())
     k, m = min(better, worse), better + worse
-    p = min(1.0, 2 * sum(math.comb(m, i) for i in range(k + 1)) / 2**m) if m else 1.0
+    ways = total = 1  # of choosing none, then up to k, of the m rows where they differ
+    for i in range(k):
+        ways = ways * (m - i) // (i + 1)
+        total += ways
+    p = min(1.0, 2 * total / 2**m)
     return {"difference": round(float(difference.mean()), 4), "ci95": [round(float(low), 4), round(float(high), 4)],
             "p": p}

@@ -13,8 +13,9 @@ from edgedistill.tasks.data import Row
 
 KINDS = ("equation", "number", "choice", "text")
 
-_NUMBER = re.compile(r"-?\$?\d[\d,]*(?:\.\d+)?")
-_EQUATION = re.compile(r"[-+*/×÷−()\[\]$\d.,\s]+")
+_NUMBER = re.compile(r"[-−]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
+_EQUATION = re.compile(r"[-+*/^×÷−()\[\]$\d.,\s]+")
+_GOES_ON = re.compile(r"\s*[*/^+×÷]+\s*[\d(.]")
 _TIMES = re.compile(r"(?<=[\d)\s])x(?=[\s(\d])")
 _LETTER = re.compile(r"^\(?([a-z])\)(?:\s|$)|^([a-z])[.:]?$")
 
@@ -59,10 +60,19 @@ class Task:
         for name in ("max_input_tokens", "max_label_tokens", "max_rationale_tokens", "max_new_tokens"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise ValueError(f"{name} = {getattr(self, name)!r} must be a whole number of at least 1")
+        for name in ("title", "instruction", "data", "answer_lead"):
+            if not isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} = {getattr(self, name)!r} must be a text")
+        if not self.answer_lead.strip():
+            raise ValueError(f"answer_lead = {self.answer_lead!r} must not be empty")
+        if not all(isinstance(choice, str) and choice.strip() for choice in self.choices):
+            raise ValueError(f"choices = {list(self.choices)!r} must be a list of texts")
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Task:
         """The inverse of `to_dict`. Raises `TypeError` or `ValueError` on unknown keys and bad values."""
+        if not isinstance(data.get("choices", ()), (list, tuple)):
+            raise ValueError(f"choices = {data['choices']!r} must be a list of texts")
         exemplars = tuple(Exemplar(**item) for item in data.get("exemplars", ()))
         return cls(**{**data, "choices": tuple(data.get("choices", ())), "exemplars": exemplars})
 
@@ -124,10 +134,15 @@ def _value(value: Fraction) -> str:
     return text if Fraction(text) == value else f"{value.numerator}/{value.denominator}"
 
 
+def _bare(run: str) -> str:
+    """Arithmetic without the punctuation and the Markdown around it."""
+    return run.strip(" .,\n").removeprefix("**").removesuffix("**").strip(" .,\n")
+
+
 def _equation(text: str) -> Answer | None:
     # "( 3 + 4 ) = 7 apples." -> "( 3 + 4 )": the longest arithmetic run before an equals sign.
     left = _TIMES.sub("*", text[: 4 * arithmetic.MAX_CHARACTERS]).split("=")[0]
-    runs = [run.strip(" .,\n") for run in _EQUATION.findall(left) if any(c.isdigit() for c in run)]
+    runs = [_bare(run) for run in _EQUATION.findall(left) if any(c.isdigit() for c in run)]
     for run in sorted(runs, key=len, reverse=True):
         try:
             return Answer(arithmetic.normalise(run), _value(arithmetic.evaluate(run)))
@@ -138,11 +153,15 @@ def _equation(text: str) -> Answer | None:
 
 def _number(text: str) -> Answer | None:
     # In "3 * 4 = 12 dollars" the number after the last equals sign is the answer, else the first one.
-    match = _NUMBER.search(text.rpartition("=")[2])
+    tail = text.rpartition("=")[2]
+    match = _NUMBER.search(tail)
     if not match:
         return None
+    stated = match[0]
+    if _GOES_ON.match(tail, match.end()):  # "1/2" is a half, "9**9**9" is nothing
+        stated = _bare(_EQUATION.match(tail, match.start())[0])
     try:
-        value = arithmetic.evaluate(match[0])
+        value = arithmetic.evaluate(stated)
     except arithmetic.NotArithmetic:
         return None
     return Answer(arithmetic.show(value), _value(value))
@@ -155,7 +174,10 @@ def _choice(text: str, choices: tuple[str, ...]) -> Answer | None:
         choice = choices[ord(letter[1] or letter[2]) - 97]
         return Answer(choice, choice.lower())
     exact = [choice for choice in choices if choice.lower() == plain]
-    # Longest first, so that "not entailment" cannot read as a shorter choice inside it.
-    inside = [c for c in sorted(choices, key=len, reverse=True) if re.search(rf"\b{re.escape(c.lower())}\b", plain)]
+    # Longest first and taken out of the text, so that "river bank" is not read as "bank" too. A negated one is none.
+    inside = []
+    for choice in sorted(choices, key=len, reverse=True):
+        plain, n = re.subn(rf"(?<!\w)(?<!\bnot ){re.escape(choice.lower())}(?!\w)", "|", plain)
+        inside += [choice] if n else []
     found = exact or (inside if len(inside) == 1 else [])
     return Answer(found[0], found[0].lower()) if found else None

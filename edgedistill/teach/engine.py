@@ -130,12 +130,13 @@ class Engine:
         if not self.context:
             raise UsageError(f"llama.cpp cannot make a context of {params.n_ctx} tokens ({_last_error(self._log)}); "
                              "lower --parallel or --ctx-size")
+        self.room = self.lib.llama_n_batch(self.context)  # less than asked in a small context; more would abort
         self.memory = self.lib.llama_get_memory(self.context)
         self.batch = self.lib.llama_batch_init(_BATCH, 0, 1)
         self.prefix, self.slots = prefix, slots
         start = time.monotonic()
-        for at in range(0, len(prefix), _BATCH):
-            part = prefix[at:at + _BATCH]
+        for at in range(0, len(prefix), self.room):
+            part = prefix[at:at + self.room]
             self._decode([(token, at + i, 0, False) for i, token in enumerate(part)])
         return time.monotonic() - start
 
@@ -225,7 +226,7 @@ class Engine:
         ready: list[tuple[int, int]] = []
         # Slots in the middle of their text first, then prompts, as many tokens as the batch holds.
         for sequence, slot in sorted(running.items(), key=lambda item: len(item[1].pending)):
-            part = slot.pending[: _BATCH - len(entries)]
+            part = slot.pending[: self.room - len(entries)]
             if not part:
                 break
             last = len(part) == len(slot.pending)
@@ -240,7 +241,7 @@ class Engine:
                 for sequence, index in ready]
 
     def _decode(self, entries: list[tuple[int, int, int, bool]]) -> None:
-        """Decodes (token, position, sequence, wants logits) entries, at most `_BATCH`."""
+        """Decodes (token, position, sequence, wants logits) entries, at most `room`."""
         batch = self.batch
         batch.n_tokens = len(entries)
         for i, (token, position, sequence, logits) in enumerate(entries):
@@ -293,6 +294,7 @@ def _keep_line(level: int, text: bytes, _: Any) -> None:
 
 def _capture_log(lib: Any) -> list[str]:
     """llama.cpp prints pages on stderr; its last warnings and errors are kept for our own messages instead."""
+    _LINES.clear()  # another model's
     lib.llama_log_set(_keep_line, None)
     return _LINES
 

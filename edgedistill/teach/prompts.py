@@ -21,12 +21,16 @@ class Prompter:
             if not template:
                 raise UsageError("this GGUF has no chat template; use a card with format = \"completion\" or give "
                                  "--format completion")
-            self.template = _sandbox().from_string(template)
-            self._fold = False
+            sandbox, self._fold = _sandbox(), False
             try:
-                self.text("?")
+                self.template = sandbox.from_string(template)
+            except Exception as error:
+                raise _broken(error) from error
+            # Some templates refuse a system message (Gemma's) or leave it out: the instruction then opens the first
+            # question.
+            try:
+                self._fold = task.instruction.strip() not in self.text("?")
             except UsageError:
-                # Some templates (Gemma's) refuse a system message: the instruction then opens the first question.
                 self._fold = True
                 self.text("?")
 
@@ -63,17 +67,20 @@ class Prompter:
         messages.append({"role": "user", "content": question})
         if self._fold and instruction:
             messages[0] = {"role": "user", "content": f"{instruction}\n\n{messages[0]['content']}"}
-        jinja2 = need("jinja2", "teach")
         try:
             return self.template.render(messages=messages, add_generation_prompt=True, tools=None,
                                         bos_token=self.engine.special("bos"), eos_token=self.engine.special("eos"))
-        except (jinja2.TemplateError, TypeError, ValueError, RecursionError) as error:
-            raise UsageError(f"the model's chat template cannot be rendered ({error}); "
-                             "give --format completion") from error
+        except Exception as error:  # a stranger's program: it may raise anything, 1 / 0 too
+            raise _broken(error) from error
 
     def _completion(self, question: str) -> str:
         worked = [f"Q: {e.input}\nA: {self._answer(e.rationale, e.answer)}" for e in self.task.exemplars]
-        return "\n\n".join([self.task.instruction.strip(), *worked, f"Q: {question}\nA:"])
+        return "\n\n".join([self.task.instruction.strip(), *worked, f"Q: {question}\nA:"]).lstrip()
+
+
+def _broken(error: Exception) -> UsageError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+    return UsageError(f"the model's chat template cannot be rendered ({reason}); give --format completion")
 
 
 def _sandbox() -> Any:

@@ -20,7 +20,7 @@ def train(
     student: str | None = None, *, run: str = defaults.RUN, tiny: bool = False, method: str = defaults.METHOD,
     task: str | None = None, data: str | None = None, column: dict[str, str] | None = None,
     epochs: float = defaults.EPOCHS, batch_size: int = defaults.BATCH_SIZE, learning_rate: float | None = None,
-    alpha: float = defaults.ALPHA, optimizer: str = defaults.OPTIMIZER, layers: int | None = None,
+    alpha: float = defaults.ALPHA, optimizer: str | None = None, layers: int | None = None,
     vocabulary: int = defaults.VOCABULARY, carve_from: str = defaults.TEACHER,
     gradient_checkpointing: bool | None = None, seed: int = defaults.SEED, threads: int | None = None,
     overwrite: bool = False,
@@ -80,6 +80,7 @@ def _train(stage: runs.Stage, card: Task, asked: list[Any], dev: list[Row], dev_
     bf16 = torch.cuda.is_bf16_supported() if cuda else bool({"avx512_bf16", "amx_bf16", "bf16"} & machine.cpu_flags())
     # Recomputing activations costs a third of the time: worth it where memory is short, which is on a GPU.
     checkpointing = cuda if checkpointing is None else checkpointing
+    optimizer = config["optimizer"] or defaults.OPTIMIZER["cuda" if cuda else "cpu"]
     rate = learning_rate or defaults.LEARNING_RATE[student.family]
     steps = max(1, round(-(-len(asked) // config["batch_size"]) * config["epochs"]))
     args = trainer_.arguments(stage.path / "checkpoints", epochs=config["epochs"], batch_size=config["batch_size"],
@@ -90,13 +91,15 @@ def _train(stage: runs.Stage, card: Task, asked: list[Any], dev: list[Row], dev_
     dev_texts = [card.question(row) for row in dev]
 
     def dev_accuracy() -> float:
-        answers = student.answers(dev_texts)
+        # In the training's own precision: four times as fast here, and a checkpoint's rank hardly depends on it.
+        with torch.autocast(student.model.device.type, torch.bfloat16, enabled=bf16):
+            answers = student.answers(dev_texts, batch_size=64)
         right = sum(card.same(card.parse(a, row.choices), g) for a, row, g in zip(answers, dev, gold, strict=True))
         return right / len(dev)
 
     trainer = trainer_.DistillTrainer(
         student, batcher, args, alpha=config["alpha"], bf16=bf16, dev_accuracy=dev_accuracy,
-        optimizer=trainer_.optimizer(student.model, config["optimizer"], rate))
+        optimizer=trainer_.optimizer(student.model, optimizer, rate))
     lines = trainer_.Lines()
     trainer.add_callback(lines)
     with_rationale = sum(bool(q.rationales) for q in asked)
@@ -105,7 +108,7 @@ def _train(stage: runs.Stage, card: Task, asked: list[Any], dev: list[Row], dev_
     say(f"  method    {config['method']} on {len(asked)} questions, {with_rationale} with a rationale; "
         f"dev: {len(dev)} rows ({dev_name})")
     say(f"  steps     {steps} of {config['batch_size']} questions ({config['epochs']:g} epochs), "
-        f"learning rate {rate:g}, {config['optimizer']}, {'bf16' if bf16 else 'fp32'}"
+        f"learning rate {rate:g}, {optimizer}, {'bf16' if bf16 else 'fp32'}"
         f"{', gradient checkpointing' if checkpointing else ''}, {'GPU' if cuda else f'{threads} threads'}")
     last = _last_checkpoint(Path(args.output_dir)) if stage.resumed else None
     say(f"  time      about {clock(_estimate(trainer, batcher, steps))} (from one step on this machine)"
@@ -126,7 +129,7 @@ def _train(stage: runs.Stage, card: Task, asked: list[Any], dev: list[Row], dev_
         **machine.origin("train"), "method": config["method"], "student": chosen, "task": card.name,
         "parameters": student.parameters(), "questions": len(asked), "with_rationale": with_rationale,
         "steps": trainer.state.global_step, "epochs": config["epochs"], "batch_size": config["batch_size"],
-        "learning_rate": rate, "optimizer": config["optimizer"], "dtype": "bf16" if bf16 else "fp32",
+        "learning_rate": rate, "optimizer": optimizer, "dtype": "bf16" if bf16 else "fp32",
         "examples_per_s": round(outcome.metrics.get("train_samples_per_second", 0.0), 2),
         "tokens_per_s": round(trainer.seen_tokens / max(seconds, 1e-9)), "peak_memory_mb": machine.peak_rss_mb(),
         "predicted_memory_mb": None, "dev": evaluations, "best_dev_accuracy": best, "losses": losses,

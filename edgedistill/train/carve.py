@@ -55,9 +55,14 @@ def carve(gguf: Path, texts: Iterable[str], layers: int = defaults.CARVE_LAYERS,
 
 
 def drop_layers(model: Any, layers: int) -> None:
-    """Keeps `layers` layers, evenly spaced, the first and the last among them."""
+    """Keeps the first and the last layers of the stack, `layers` in all, and drops the block between them.
+
+    Measured on SmolLM2 at 16 of 30 (benchmarks/results/carve_layers.json): the untrained student's loss is 6.3 for the
+    first 7 and last 9, 12.6 for evenly spaced ones, 3.3 with all.
+    """
     total = len(model.model.layers)
-    kept = [round(i * (total - 1) / (layers - 1)) for i in range(layers)]
+    first = (layers - 1) // 2
+    kept = [*range(first), *range(total - layers + first, total)]
     model.model.layers = torch.nn.ModuleList(model.model.layers[i] for i in kept)
     for i, layer in enumerate(model.model.layers):
         layer.self_attn.layer_idx = i

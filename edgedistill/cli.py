@@ -1,0 +1,250 @@
+"""The command line: one thin function a verb. A verb's module is imported only when it runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from edgedistill import defaults
+from edgedistill.errors import Error, UsageError
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
+                  help="From a local GGUF teacher to a tiny int8 ONNX student, measured on the device.",
+                  epilog="First: edgedistill demo. Then: teach --gguf model.gguf, train --tiny, export --int8.")
+
+Run = Annotated[str, typer.Option("--run", help="Run folder that the stages share.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result object as the last line on stdout.")]
+Columns = Annotated[list[str] | None, typer.Option("--column", help="Map a column: input=question, label=meta.answer.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace this stage of the run.")]
+Threads = Annotated[int | None, typer.Option("--threads", min=1, help="CPU threads (default: all cores).")]
+Listing = Annotated[bool, typer.Option("--list", help="List the cards and end.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
+
+
+@app.command()
+def teach(
+    gguf: Annotated[str, typer.Option("--gguf", help="Teacher: a GGUF file, a card, or hf:REPO:QUANT.")] = defaults.TEACHER,
+    run: Run = defaults.RUN,
+    task: Annotated[str, typer.Option(help="Task card, or a path to one.")] = defaults.TASK,
+    data: Annotated[str | None, typer.Option(help="JSONL(.gz), CSV, Parquet, a folder of splits, hf:NAME, builtin:NAME "
+                                             "(default: the card's).")] = None,
+    column: Columns = None,
+    samples: Annotated[int, typer.Option(help="Rationales asked for each row.")] = defaults.SAMPLES,
+    limit: Annotated[int | None, typer.Option(help="Rows taught, from the first on (default: all; "
+                                              f"{defaults.LIMIT} of the built-in task).")] = None,
+    parallel: Annotated[int, typer.Option(help="Sequences decoded together.")] = defaults.PARALLEL,
+    temp: Annotated[float | None, typer.Option(help="0 is greedy (default: 0 for one sample, "
+                                               f"{defaults.SAMPLED_TEMP} for several).")] = None,
+    top_k: int = defaults.TOP_K, top_p: float = defaults.TOP_P, min_p: float = defaults.MIN_P,
+    seed: Seed = defaults.SEED,
+    ctx_size: Annotated[int | None, typer.Option(help="Longest prompt plus answer, in tokens (default: the model's).")] = None,
+    gpu_layers: Annotated[int, typer.Option(help="Layers on the GPU; -1 is all.")] = 0,
+    threads: Threads = None,
+    form: Annotated[str | None, typer.Option("--format", help="chat or completion (default: as the model is).")] = None,
+    deterministic: Annotated[bool, typer.Option(help="One row at a time: its text does not depend on the others.")] = False,
+    overwrite: Overwrite = False, as_json: Json = False, list_: Listing = False,
+) -> None:
+    """A GGUF teacher writes rationales and answers for the training rows; each is verified against the label."""
+    if list_:
+        return _list_cards("teacher", "task")
+    from edgedistill.teach import teach as verb
+
+    if form not in (None, "chat", "completion"):
+        raise UsageError(f"--format {form}: known are chat, completion")
+    _show(verb(gguf, run=run, task=task, data=data, column=_columns(column), samples=samples, limit=limit,
+               parallel=parallel, temp=temp, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, ctx_size=ctx_size,
+               gpu_layers=gpu_layers, threads=threads, form=form, deterministic=deterministic, overwrite=overwrite),
+          as_json)
+
+
+@app.command()
+def train(
+    student: Annotated[str | None, typer.Option(help="A student's name, a folder, a hub id, or carve.")] = None,
+    tiny: Annotated[bool, typer.Option("--tiny", help=f"{defaults.TINY} if the hub or its cache has it, else carve.")] = False,
+    run: Run = defaults.RUN,
+    method: Annotated[str, typer.Option(help="finetune, seq-kd or step-by-step.")] = defaults.METHOD,
+    task: Annotated[str | None, typer.Option(help="Task card for --data.")] = None,
+    data: Annotated[str | None, typer.Option(help="Labelled rows for training without a teacher.")] = None,
+    column: Columns = None,
+    epochs: float = defaults.EPOCHS,
+    batch_size: Annotated[int, typer.Option(help="Questions a step.")] = defaults.BATCH_SIZE,
+    learning_rate: Annotated[float | None, typer.Option(help="Default by family: " + ", ".join(
+        f"{family} {rate:g}" for family, rate in defaults.LEARNING_RATE.items()))] = None,
+    alpha: Annotated[float, typer.Option(help="step-by-step: weight of the label's loss.")] = defaults.ALPHA,
+    optimizer: Annotated[str | None, typer.Option(help="adamw8bit, adamw or adafactor (default: " + ", ".join(
+        f"{name} on {device}" for device, name in defaults.OPTIMIZER.items()) + ").")] = None,
+    layers: Annotated[int | None, typer.Option(help=f"carve: layers kept (default {defaults.CARVE_LAYERS}).")] = None,
+    vocabulary: Annotated[int, typer.Option(help="carve: pieces kept, the task's own always.")] = defaults.VOCABULARY,
+    carve_from: Annotated[str, typer.Option("--from", help="carve: the GGUF file or card to cut from.")] = defaults.TEACHER,
+    gradient_checkpointing: Annotated[bool | None, typer.Option(help="Less memory, a third more time "
+                                                                "(default: on a GPU).")] = None,
+    seed: Seed = defaults.SEED, threads: Threads = None,
+    overwrite: Overwrite = False, as_json: Json = False, list_: Listing = False,
+) -> None:
+    """A student learns from the run's corpus; interrupted, the same command goes on from the last checkpoint."""
+    if list_:
+        return _list_students()
+    from edgedistill.train import train as verb
+
+    _show(verb(student, run=run, tiny=tiny, method=method, task=task, data=data, column=_columns(column), epochs=epochs,
+               batch_size=batch_size, learning_rate=learning_rate, alpha=alpha, optimizer=optimizer, layers=layers,
+               vocabulary=vocabulary, carve_from=carve_from, gradient_checkpointing=gradient_checkpointing, seed=seed,
+               threads=threads, overwrite=overwrite), as_json)
+
+
+@app.command("eval")
+def evaluate(
+    subject: Annotated[str | None, typer.Argument(help="Bundle, student folder, GGUF file or teacher card "
+                                                  "(default: the run's).")] = None,
+    run: Run = defaults.RUN,
+    task: Annotated[str | None, typer.Option(help="Task card (default: the subject's own).")] = None,
+    data: Annotated[str | None, typer.Option(help="Rows to count on (default: the run's).")] = None,
+    column: Columns = None,
+    split: Annotated[str | None, typer.Option(help="train, dev or test (default: test where there is one).")] = None,
+    compare: Annotated[str | None, typer.Option(help="Another subject, for a paired test.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
+    threads: Threads = None, as_json: Json = False,
+) -> None:
+    """Accuracy on a split with its 95 % interval; with --compare a paired test."""
+    from edgedistill.evaluate import evaluate as verb
+
+    _show(verb(subject, run=run, task=task, data=data, column=_columns(column), split=split, compare=compare, limit=limit,
+               threads=threads), as_json)
+
+
+@app.command()
+def export(
+    student: Annotated[str | None, typer.Argument(help="Student folder (default: the run's).")] = None,
+    int8: Annotated[bool, typer.Option("--int8", help="8-bit weights and products (the default).")] = False,
+    fp32: Annotated[bool, typer.Option("--fp32", help="No quantisation.")] = False,
+    run: Run = defaults.RUN,
+    target: Annotated[str, typer.Option(help="Device card, or a path to one.")] = defaults.TARGET,
+    max_drop: Annotated[float, typer.Option(help="Points of dev accuracy that int8 may cost.")] = defaults.MAX_DROP,
+    overwrite: Overwrite = False, as_json: Json = False, list_: Listing = False,
+) -> None:
+    """The student becomes an ONNX bundle, checked against torch; exit 3 when a gate says no."""
+    if list_:
+        return _list_cards("target")
+    from edgedistill.export import export as verb
+
+    if int8 and fp32:
+        raise UsageError("--int8 and --fp32 exclude each other; give one")
+    _show(verb(student, run=run, precision="fp32" if fp32 else defaults.PRECISION, target=target, max_drop=max_drop,
+               overwrite=overwrite), as_json)
+
+
+@app.command()
+def run(
+    bundle: Annotated[str, typer.Argument(help="Bundle folder.")],
+    text: Annotated[str | None, typer.Argument(help="The question.")] = None,
+    file: Annotated[str | None, typer.Option(help="A file of rows instead.")] = None,
+    column: Columns = None,
+    explain: Annotated[bool, typer.Option("--explain", help="Decode the rationale too.")] = False,
+    threads: Threads = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
+) -> None:
+    """A bundle answers on the device; neither torch nor transformers is needed."""
+    from edgedistill.run import run as verb
+
+    verb(bundle, text, file=file, column=_columns(column), explain=explain, as_json=as_json, threads=threads)
+
+
+@app.command()
+def bench(
+    bundle: Annotated[str | None, typer.Argument(help="Bundle folder (default: the run's).")] = None,
+    run: Run = defaults.RUN,
+    threads: Annotated[str | None, typer.Option(help="Thread counts, as 1,2,4 (default: 1 and all cores).")] = None,
+    input_tokens: Annotated[int | None, typer.Option(help="Force the input's length (default: the dev questions).")] = None,
+    output_tokens: Annotated[int | None, typer.Option(help="Force the output's length.")] = None,
+    n: Annotated[int, typer.Option("--n", help="Timed requests a thread count.")] = defaults.BENCH_RUNS,
+    as_json: Json = False,
+) -> None:
+    """Latency p50/p90/p99, first token, tokens/s, load time, peak memory and bytes of a bundle."""
+    from edgedistill.bench import bench as verb
+
+    try:
+        counts = [int(part) for part in threads.split(",")] if threads else None
+    except ValueError as error:
+        raise UsageError(f"--threads {threads}: give counts as 1,2,4") from error
+    _show(verb(bundle, run=run, threads=counts, input_tokens=input_tokens, output_tokens=output_tokens, n=n), as_json)
+
+
+@app.command()
+def report(
+    runs: Annotated[list[str] | None, typer.Argument(help=f"Run folders (default: {defaults.RUN}).")] = None,
+    out: Annotated[str | None, typer.Option(help="The page (default: report/index.html in the first run).")] = None,
+) -> None:
+    """One self-contained HTML page from the JSON that the verbs wrote."""
+    from edgedistill.report import report as verb
+
+    verb(runs or [defaults.RUN], out=out)
+
+
+@app.command()
+def demo(run: Annotated[str, typer.Option("--run", help="Run folder.")] = "runs/demo", as_json: Json = False) -> None:
+    """The whole chain on the embedded teacher and task, offline, with its expected time and numbers."""
+    from edgedistill.demo import demo as verb
+
+    _show(verb(run=run), as_json)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """What this machine can do, what is missing, and the exact command that mends it."""
+    from edgedistill.doctor import doctor as verb
+
+    _show(verb(), as_json)
+
+
+def main() -> None:
+    """Entry point: errors become one line and an exit code; --debug anywhere shows the traceback."""
+    debug = "--debug" in sys.argv
+    if debug:
+        sys.argv.remove("--debug")
+    try:
+        app()
+    except Error as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on from here", file=sys.stderr)
+        sys.exit(130)
+
+
+def _columns(items: list[str] | None) -> dict[str, str]:
+    columns = {}
+    for item in items or []:
+        ours, equals, theirs = item.partition("=")
+        if not (ours and equals and theirs):
+            raise UsageError(f"--column {item}: write it as input=question")
+        columns[ours] = theirs
+    return columns
+
+
+def _show(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result, ensure_ascii=False))
+
+
+def _list_cards(*kinds: str) -> None:
+    from edgedistill import cards
+
+    for kind in kinds:
+        typer.echo(f"{kind}s")
+        card = {"teacher": cards.Teacher, "task": cards.Task, "target": cards.Target}[kind]
+        for name in cards.names(card):
+            typer.echo(f"  {name:22} {cards.load(card, name).title}")
+
+
+def _list_students() -> None:
+    from edgedistill import cards
+
+    typer.echo("students")
+    for name, place in cards.STUDENTS.items():
+        kind, _, layers = place.partition(":")
+        typer.echo(f"  {name:22} " + (f"{layers} layers of {defaults.TEACHER}, no hub needed" if layers else place))

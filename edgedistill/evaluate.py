@@ -1,0 +1,196 @@
+"""`eval`: accuracy of a student folder, a bundle or a GGUF teacher on a split, with its interval."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from edgedistill import cards, defaults, kit, machine, runs
+from edgedistill.errors import UsageError
+from edgedistill.progress import Progress, say
+from edgedistill.tasks import data as rows_
+from edgedistill.tasks.data import Row
+from edgedistill.tasks.metrics import interval, paired
+from edgedistill.tasks.task import Task
+
+Predict = Callable[[list[Row]], list[str]]
+
+
+def evaluate(
+    subject: str | None = None, *, run: str = defaults.RUN, task: str | None = None, data: str | None = None,
+    column: dict[str, str] | None = None, split: str | None = None, compare: str | None = None,
+    limit: int | None = None, threads: int | None = None, seed: int = defaults.SEED,
+) -> dict[str, Any]:
+    """Answers every row of a split and counts the right ones; returns the result object (DESIGN section 2).
+
+    `subject` is a bundle, a student folder, a GGUF file or a teacher card (default: the run's bundle, else its
+    student). `data` defaults to the rows that the run was taught from. `split` defaults to test where there is one,
+    else dev. `compare` is another subject for a paired test on the same rows. Raises `UsageError`.
+    """
+    threads = threads or machine.cores()
+    place = subject or _default_subject(run)
+    card = _task(place, run, task)
+    name, splits = _data(run, card, data, column, seed)
+    split = split or ("test" if "test" in splits else "dev")
+    if split not in splits:
+        raise UsageError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
+    rows = [row for row in splits[split] if row.label is not None][:limit]
+    if not rows:
+        raise UsageError(f"{name}: no row of {split} has a label, so there is nothing to count")
+    gold = [_label(card, row) for row in rows]
+    # The test split is for reporting only: each reading of a public one is noted where the project is developed.
+    if split == "test" and not name.startswith("builtin:"):
+        _note_reading(f"{runs.subject_name(place)} on {name}")
+    outcomes, predictions, subject_name, precision = _judge(place, card, rows, gold, threads)
+    other = None
+    if compare:
+        theirs, _, other_name, _ = _judge(compare, card, rows, gold, threads)
+        other = {"other": other_name, **paired(outcomes, theirs)}
+    correct = sum(outcomes)
+    result = {
+        **machine.origin("eval"), "subject": subject_name, "precision": precision, "task": card.name, "data": name,
+        "rows_sha256": rows_.digest(rows), "split": split, "n": len(rows), "correct": correct,
+        "accuracy": round(correct / len(rows), 4), "ci95": interval(correct, len(rows)),
+        "metric": "value" if card.kind in ("equation", "number") else "exact", "compare": other,
+        "predictions": predictions}
+    file = _result_file(run, subject_name, name, split, len(rows), other)
+    runs.write_json(file, result)
+    low, high = result["ci95"]
+    say(f"eval: {subject_name} on {name}/{split}: {correct} of {len(rows)} right, {100 * result['accuracy']:.1f} % "
+        f"(95 % interval {100 * low:.1f} to {100 * high:.1f}); {file}")
+    if other:
+        say(f"      minus {other['other']}: {100 * other['difference']:+.1f} points "
+            f"({100 * other['ci95'][0]:+.1f} to {100 * other['ci95'][1]:+.1f}), p = {other['p']:.3g}")
+    return result
+
+
+def _judge(place: str, card: Task, rows: list[Row], gold: list[Any], threads: int,
+           ) -> tuple[list[bool], list[dict[str, Any]], str, str]:
+    """(right or wrong by row, predictions, the subject's name, its precision)."""
+    predict, name, precision = _subject(place, card, threads)
+    texts = predict(rows)
+    outcomes, predictions = [], []
+    for row, text, label in zip(rows, texts, gold, strict=True):
+        answer = card.parse(text, row.choices)
+        outcomes.append(card.same(answer, label))
+        predictions.append({"id": row.id, "text": text, "value": answer.value if answer else None,
+                            "correct": outcomes[-1]})
+    return outcomes, predictions, name, precision
+
+
+def _subject(place: str, card: Task, threads: int) -> tuple[Predict, str, str]:
+    folder = Path(place)
+    if (folder / "bundle.json").is_file():
+        from edgedistill.edge import Student
+
+        student = Student.load(folder, threads)
+
+        def predict(rows: list[Row]) -> list[str]:
+            progress = Progress("eval", len(rows), "rows")
+            texts = []
+            for row in rows:
+                texts.append(student.generate(card.question(row)).text)
+                progress.advance()
+            return texts
+
+        return predict, runs.subject_name(place), student.manifest["precision"]
+    if folder.is_dir():
+        import torch
+
+        from edgedistill.train.students import load
+
+        torch.set_num_threads(threads)
+        model = load(folder)
+        if model.format is None:
+            model.set_task(card)
+        return (lambda rows: model.answers([card.question(row) for row in rows])), runs.subject_name(place), "torch fp32"
+    return _teacher(place, card, threads)
+
+
+def _teacher(place: str, card: Task, threads: int) -> tuple[Predict, str, str]:
+    """A GGUF model with the task card's prompt, greedy: the same path as `teach`."""
+    from edgedistill.teach import Asker
+    from edgedistill.teach.engine import Request, Sampling
+    from edgedistill.teach.source import resolve
+
+    source = resolve(place)
+
+    def predict(rows: list[Row]) -> list[str]:
+        progress = Progress("eval", len(rows), "rows")
+        texts = {}
+        with Asker(source, card, rows, parallel=defaults.PARALLEL, threads=threads) as asker:
+            requests = (Request(r.id, asker.prompts[r.id], 0) for r in rows if r.id not in asker.too_long)
+            for done in asker.engine.generate(requests, Sampling(), card.max_new_tokens, asker.stop):
+                texts[done.key] = card.split(done.text)[1] or ""
+                progress.advance()
+        return [texts.get(row.id, "") for row in rows]
+
+    return predict, source.name, "gguf"
+
+
+def _default_subject(run: str) -> str:
+    for stage, folder in (("export", "bundle"), ("train", "student")):
+        if runs.finished(run, stage):
+            return str(Path(run) / stage / folder)
+    raise UsageError(f"{run} holds neither a bundle nor a student: run edgedistill train and export first, or name "
+                     "a folder")
+
+
+def _task(place: str, run: str, task: str | None) -> Task:
+    """--task, else the subject's own, else the run's."""
+    if task:
+        return cards.load(Task, task)
+    for name, key in (("bundle.json", ("format", "task")), ("edgedistill.json", ("task",))):
+        if (Path(place) / name).is_file():
+            data: Any = runs.read_json(Path(place) / name)
+            for part in key:
+                data = data.get(part) if isinstance(data, dict) else None
+            if data:
+                return Task.from_dict(data)
+    taught = runs.finished(run, "teach")
+    return Task.from_dict(taught["task"]) if taught else cards.load(Task, defaults.TASK)
+
+
+def _data(run: str, card: Task, data: str | None, column: dict[str, str] | None,
+          seed: int) -> tuple[str, dict[str, list[Row]]]:
+    taught = runs.finished(run, "teach")
+    if data is None and taught:
+        folder = Path(run) / "teach" / "data"
+        splits = {split: rows_.read_file(folder / f"{split}.jsonl") for split in rows_.SPLITS
+                  if (folder / f"{split}.jsonl").is_file()}
+        return taught["config"]["data"], splits
+    if data and Path(data).is_file():
+        # A single file is what the user wants counted, whole.
+        rows = rows_.read_file(Path(data), column)
+        return Path(data).name.split(".")[0], {split: rows for split in rows_.SPLITS}
+    dataset = rows_.load(data or card.data or f"builtin:{defaults.TASK}", column, seed, defaults.DEV_SHARE)
+    return dataset.name, dataset.splits
+
+
+def _label(card: Task, row: Row) -> Any:
+    try:
+        return card.label(row)
+    except ValueError as error:
+        raise UsageError(f"{error}; take a card of another kind (--task) or mend the label") from error
+
+
+def _result_file(run: str, subject: str, data: str, split: str, n: int, other: dict[str, Any] | None) -> Path:
+    folder = Path(run) / "eval"
+    with runs.disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    parts = [subject, data.replace(":", "-").replace("/", "-"), split, str(n), *([f"vs-{other['other']}"] if other else [])]
+    return folder / ("_".join(parts) + ".json")
+
+
+def _note_reading(what: str) -> None:
+    """Appends to the log of test readings (DESIGN section 8), in a checkout only."""
+    root = kit.checkout()
+    named = os.environ.get("EDGEDISTILL_READINGS")
+    path = Path(named) if named else root / "benchmarks" / "test_readings.jsonl" if root else None
+    if path is None:
+        return
+    with runs.disk_errors(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"what": what, "when": machine.now(), "commit": machine.commit()}) + "\n")

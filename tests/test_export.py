@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import tiny_students
+
+from edgedistill import cards
+from edgedistill.cards import Target
+from edgedistill.edge import Student
+from edgedistill.errors import GateError, UsageError
+from edgedistill.export import export, write
+from edgedistill.runs import read_json
+from edgedistill.tasks import wordmath
+
+FAMILIES = {
+    "t5-v1.0": tiny_students.t5,
+    "t5-v1.1": lambda: tiny_students.t5(gated=True, tied=False),
+    "llama-tied": tiny_students.decoder,
+    "llama-untied": lambda: tiny_students.decoder(tied=False),
+    "qwen2": lambda: tiny_students.decoder("qwen2"),
+}
+PORTABLE = cards.load(Target, "portable")
+
+
+def questions(n: int) -> list[str]:
+    return [row["input"] for row in wordmath.generate("dev", n)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_fp32_graph_gives_torchs_greedy_tokens_on_60_inputs(family: str, tmp_path: Path) -> None:
+    student = FAMILIES[family]()
+    write(student, tmp_path / "bundle", "fp32", PORTABLE)
+    edge = Student.load(tmp_path / "bundle")
+    texts = ["a", "7 ?", *questions(58)]
+    assert [edge.generate(text).ids for text in texts] == student.generate(texts)
+
+
+@pytest.mark.parametrize("target", ["portable", "x86"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_int8_logits_stay_near_fp32_in_both_forms(family: str, target: str, tmp_path: Path) -> None:
+    student = FAMILIES[family]()
+    card = cards.load(Target, target)
+    for precision in ("fp32", "int8"):
+        write(student, tmp_path / precision, precision, card)
+    exact, quantised = (Student.load(tmp_path / precision) for precision in ("fp32", "int8"))
+    source = exact.format.encode_source(exact.tokenizer, questions(1)[0], "label")
+    a, b = (edge.graphs.start(source, edge.format.start_id).copy() for edge in (exact, quantised))
+    assert not np.array_equal(a, b)
+    assert np.abs(a - b).max() < 0.08 * np.abs(a - a.mean()).max()
+
+
+@pytest.mark.parametrize("family", ["t5-v1.0", "llama-tied"])
+def test_an_int8_result_does_not_depend_on_neighbouring_tokens(family: str, tmp_path: Path) -> None:
+    # Per-tensor activation scales would let the outlier in the second text change the first tokens' states.
+    student = FAMILIES[family]()
+    embedding = student.model.get_input_embeddings().weight.data
+    embedding[student.rust.token_to_id("?") or -1] *= 1000
+    write(student, tmp_path / "bundle", "int8", PORTABLE)
+    model = onnx.load(tmp_path / "bundle" / ("encoder.onnx" if family.startswith("t5") else "model.onnx"),
+                      load_external_data=False)
+    scales = [node for node in model.graph.node if node.op_type == "ReduceMax"]
+    assert scales and all(onnx.helper.get_node_attr_value(node, "keepdims") == 1 for node in scales)
+    axes = {init.name: list(init.int64_data) for init in model.graph.initializer}
+    assert all(axes[node.input[1]] == [-1] for node in scales)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_weight_is_stored_once(family: str, tmp_path: Path) -> None:
+    student = FAMILIES[family]()
+    write(student, tmp_path / "bundle", "fp32", PORTABLE)
+    stored = (tmp_path / "bundle" / "weights.bin").stat().st_size
+    graphs = sum(p.stat().st_size for p in (tmp_path / "bundle").glob("*.onnx"))
+    # Beside the parameters: rotary or bias tables, the gap to the next page for each of some 60 arrays.
+    assert stored < 4 * student.parameters() + 90 * 4096
+    assert graphs < 200_000
+
+
+def test_min_new_tokens_and_max_new_tokens_force_a_length(tmp_path: Path) -> None:
+    student = tiny_students.t5()
+    write(student, tmp_path / "bundle", "fp32", PORTABLE)
+    edge = Student.load(tmp_path / "bundle")
+    assert len(edge.generate("two apples", max_new_tokens=11, min_new_tokens=11).ids) == 11
+
+
+def test_too_long_inputs_are_cut_the_same_way_in_training_and_on_the_device(tmp_path: Path) -> None:
+    for student in (tiny_students.t5(), tiny_students.decoder()):
+        write(student, tmp_path / student.family, "fp32", PORTABLE)
+        edge = Student.load(tmp_path / student.family)
+        text = "many apples and 12 pears " * 60
+        source = edge.format.encode_source(edge.tokenizer, text, "label")
+        assert len(source) == edge.format.max_input_tokens
+        assert [edge.generate(text).ids] == student.generate([text])
+
+
+@pytest.fixture
+def run_folder(tmp_path: Path) -> Path:
+    """A student folder as `train` leaves it."""
+    folder = tmp_path / "student"
+    tiny_students.decoder().save(folder, {}, "# card\n")
+    return folder
+
+
+def test_export_writes_a_bundle_whose_manifest_names_every_file(run_folder: Path, tmp_path: Path) -> None:
+    result = export(str(run_folder), run=str(tmp_path / "run"))
+    bundle = tmp_path / "run" / "export" / "bundle"
+    manifest = read_json(bundle / "bundle.json")
+    assert set(manifest["files"]) == {p.name for p in bundle.iterdir()} - {"bundle.json"}
+    assert result["bytes"] == sum((bundle / name).stat().st_size for name in ("model.onnx", "weights.bin"))
+    assert {"precision", "target", "bytes", "fp32_accuracy", "accuracy", "token_agreement", "kept_high"} <= set(result)
+    assert export(str(run_folder), run=str(tmp_path / "run")) == result  # nothing left to do
+
+
+def test_a_drop_over_the_limit_is_refused_and_leaves_no_bundle(run_folder: Path, tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch) -> None:
+    import edgedistill.export as module
+    from edgedistill.tasks.data import Row
+
+    rows = [Row(str(i), text, "( 1 + 1 )") for i, text in enumerate(questions(50))]
+    monkeypatch.setattr(module, "_gate_rows", lambda run, student: (rows, [row.input for row in rows]))
+    scores = iter([0.60, 0.58])
+    monkeypatch.setattr(module, "_accuracy", lambda student, dev, outputs: next(scores))
+    with pytest.raises(GateError, match=r"int8 loses 2\.0 points.*--max-drop allows 1\.5"):
+        export(str(run_folder), run=str(tmp_path / "run"))
+    assert GateError.exit_code == 3
+    assert not (tmp_path / "run" / "export" / "bundle").exists()
+
+
+def test_a_graph_that_differs_from_torch_is_refused(run_folder: Path, tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch) -> None:
+    import edgedistill.export as module
+
+    real = module.write
+
+    def wrong(student, *args):  # the fault: one norm gain is exported doubled
+        student.model.model.norm.weight.data[: 40] *= -3
+        real(student, *args)
+        student.model.model.norm.weight.data[: 40] /= -3
+
+    monkeypatch.setattr(module, "write", wrong)
+    with pytest.raises(GateError, match="other tokens than torch"):
+        export(str(run_folder), run=str(tmp_path / "run"))
+
+
+def test_folders_that_are_no_students_are_one_line_errors(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no model.safetensors"):
+        export(str(tmp_path), run=str(tmp_path / "run"))
+    with pytest.raises(UsageError, match="no finished train stage"):
+        export(run=str(tmp_path / "run"))
+
+
+def test_a_plain_hugging_face_folder_is_exported_without_a_task(run_folder: Path, tmp_path: Path) -> None:
+    (run_folder / "edgedistill.json").unlink()
+    result = export(str(run_folder), run=str(tmp_path / "run"))
+    assert result["accuracy"] is None and 0 < result["token_agreement"] <= 1
+    assert Student.load(tmp_path / "run" / "export" / "bundle").answer("two apples").value is None
+
+
+@pytest.mark.parametrize("fault, message", [
+    (lambda b: (b / "weights.bin").write_bytes((b / "weights.bin").read_bytes()[:-1]), "differs from the one"),
+    (lambda b: (b / "tokenizer.json").unlink(), "missing"),
+    (lambda b: (b / "bundle.json").write_text("{"), "not a bundle's manifest"),
+    (lambda b: (b / "bundle.json").write_text(
+        (b / "bundle.json").read_text().replace('"model.onnx"', '"../model.onnx"')), "not a plain name"),
+])
+def test_a_changed_bundle_is_refused(fault, message: str, run_folder: Path, tmp_path: Path) -> None:
+    write(tiny_students.decoder(), tmp_path / "bundle", "int8", PORTABLE)
+    copy = tmp_path / "copy"
+    shutil.copytree(tmp_path / "bundle", copy)
+    fault(copy)
+    with pytest.raises(UsageError, match=message):
+        Student.load(copy)

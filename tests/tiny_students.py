@@ -1,0 +1,100 @@
+"""Small real students for the tests: random weights, real tokenizers, the families' own shapes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import T5Config, T5ForConditionalGeneration
+
+from edgedistill import runs
+from edgedistill.tasks import data, wordmath
+from edgedistill.tasks.task import Task
+from edgedistill.train.students import DecoderStudent, Student, T5Student
+
+TASK = Task("wordmath", "test", "equation", max_input_tokens=96, max_label_tokens=16, max_rationale_tokens=40)
+
+
+def texts(n: int = 120) -> list[str]:
+    """Built-in problems, their labels beside them, for training tokenizers."""
+    return [text for row in wordmath.generate("train", n) for text in (row["input"], row["label"])]
+
+
+def t5_tokenizer() -> PreTrainedTokenizerFast:
+    """A unigram tokenizer with T5's properties: `▁` before words, spaces collapsed, pad 0, eos 1, unk 2."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(" {2,}", " ")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    tokenizer.train_from_iterator(texts(), trainers.UnigramTrainer(
+        vocab_size=400, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def bpe_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with an end-of-text token."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.train_from_iterator(texts(), trainers.BpeTrainer(
+        vocab_size=500, special_tokens=["<|end|>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
+
+
+def t5(gated: bool = False, tied: bool = True, task: Task | None = TASK) -> Student:
+    """v1.0's form (ReLU, tied) or v1.1's and flan's (gated GELU, untied)."""
+    torch.manual_seed(0)
+    tokenizer = t5_tokenizer()
+    config = T5Config(
+        vocab_size=len(tokenizer), d_model=64, d_kv=16, d_ff=96, num_layers=3, num_decoder_layers=2, num_heads=4,
+        feed_forward_proj="gated-gelu" if gated else "relu", tie_word_embeddings=tied, decoder_start_token_id=0,
+        pad_token_id=0, eos_token_id=1)
+    student = T5Student(T5ForConditionalGeneration(config).eval(), tokenizer)
+    student.set_task(task)
+    return student
+
+
+def decoder(family: str = "llama", tied: bool = True, task: Task | None = TASK) -> Student:
+    """SmolLM2's shape (grouped queries, tied) or Qwen2's (biases on q, k, v)."""
+    torch.manual_seed(0)
+    tokenizer = bpe_tokenizer()
+    config, kind = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}[family]
+    end = tokenizer.eos_token_id
+    model = kind(config(
+        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=128, num_hidden_layers=3, num_attention_heads=6,
+        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=tied, bos_token_id=end,
+        eos_token_id=end, pad_token_id=end))
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):  # zero at birth: a graph that forgot them would pass
+            torch.nn.init.normal_(parameter, std=0.5)
+    student = DecoderStudent(model.eval(), tokenizer)
+    student.set_task(task)
+    return student
+
+
+def taught_run(run: Path, n: int = 48, labelled: bool = True) -> Path:
+    """A run folder as `teach` leaves it, its corpus written by hand: every third rationale is wrong."""
+    task = Task.from_dict({**TASK.to_dict(), "instruction": "Solve."})
+    rows = [data.Row(row["id"], row["input"], row["label"] if labelled else None)
+            for row in wordmath.generate("train", n)]
+    dev = [data.Row(row["id"], row["input"], row["label"] if labelled else None)
+           for row in wordmath.generate("dev", 12)]
+    stage = runs.Stage(run, "teach", {"data": "builtin:wordmath"}, {"rows": data.digest(rows)})
+    (stage.path / "data").mkdir()
+    data.write(rows, stage.path / "data" / "train.jsonl")
+    data.write(dev, stage.path / "data" / "dev.jsonl")
+    corpus = []
+    for i, (row, made) in enumerate(zip(rows, wordmath.generate("train", n), strict=True)):
+        answer = made["label"] if i % 3 else "( 1 + 1 )"
+        verdict = "unlabelled" if not labelled else "verified" if i % 3 else "wrong"
+        corpus.append({"id": row.id, "sample": 0, "input": row.input, "label": row.label, "answer": answer,
+                       "rationale": f"It asks for {answer}.", "verdict": verdict})
+    path = stage.path / "corpus.jsonl"
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in corpus), encoding="utf-8")
+    stage.done({"teacher": "none", "licence": "none", "data": "builtin:wordmath", "accuracy": None}, [path],
+               task=task.to_dict())
+    return run
