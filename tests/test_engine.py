@@ -15,7 +15,7 @@ PROMPTS = ["The capital of France is", "Once upon a time there was a", "Q: What 
 # Texts whose next words are certain. Where two candidates are nearly equal, a batch of another size rounds
 # in another way and they change places; here they cannot.
 COUNTS = [", ".join(str(start + i) for i in range(9)) + "," for start in (10, 21, 32, 43, 54, 65, 76)]
-NEXT = [f" {start + 9}, {start + 10}"[:8] for start in (10, 21, 32, 43, 54, 65, 76)]
+NEXT = [f" {start + 9}, {start + 10}," for start in (10, 21, 32, 43, 54, 65, 76)]
 LONG = ", ".join(map(str, range(100, 210))) + ","  # 548 tokens, more than a batch
 NEW = 24
 

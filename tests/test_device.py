@@ -1,0 +1,124 @@
+"""The device's verbs on a small bundle: run, bench and eval, in processes where torch cannot be imported."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny_students
+
+from edgedistill import cards
+from edgedistill.bench import bench
+from edgedistill.cards import Target
+from edgedistill.edge import Student
+from edgedistill.errors import UsageError
+from edgedistill.evaluate import evaluate
+from edgedistill.export import write
+from edgedistill.tasks import wordmath
+
+# A meta-path hook that refuses the packages a Raspberry Pi does not have.
+BLOCK = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "transformers", "onnx", "llama_cpp", "matplotlib", "datasets"):
+            raise ImportError(name + " is not on the device")
+sys.meta_path.insert(0, Block())
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("device") / "pocket"
+    write(tiny_students.decoder(), folder, "int8", cards.load(Target, "portable"))
+    return folder
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> Path:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in wordmath.generate("test", 6)))
+    return path
+
+
+def without_torch(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    code = BLOCK + f"sys.argv = ['edgedistill', *{list(args)!r}]\nfrom edgedistill.cli import main\nmain()"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=cwd)
+
+
+def test_run_eval_and_bench_work_where_torch_cannot_be_imported(bundle: Path, rows: Path, tmp_path: Path) -> None:
+    for args in (["run", str(bundle), "Tom has 3 apples and buys 4 more. How many has he?"],
+                 ["eval", str(bundle), "--data", str(rows), "--run", "r"],
+                 ["bench", str(bundle), "--n", "2", "--run", "r"]):
+        done = without_torch(*args, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+
+
+def test_run_answers_a_file_row_by_row_as_json(bundle: Path, rows: Path, tmp_path: Path) -> None:
+    done = without_torch("run", str(bundle), "--file", str(rows), "--json", "--explain", cwd=tmp_path)
+    answers = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [a["id"] for a in answers] == [row["id"] for row in wordmath.generate("test", 6)]
+    assert all({"text", "value", "confidence", "rationale"} <= set(a) and 0 <= a["confidence"] <= 1 for a in answers)
+
+
+def test_run_refuses_what_it_cannot_answer(bundle: Path, tmp_path: Path) -> None:
+    for args, message in ((["run", str(bundle), "  "], "the text is empty"), (["run", str(bundle)], "give either"),
+                          (["run", str(tmp_path), "x"], "is no bundle")):
+        done = without_torch(*args, cwd=tmp_path)
+        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+
+
+def test_answers_are_the_same_each_time_and_whatever_came_before(bundle: Path) -> None:
+    student = Student.load(bundle)
+    texts = [row["input"] for row in wordmath.generate("test", 5)]
+    first = [student.generate(text).ids for text in texts]
+    assert [student.generate(text).ids for text in reversed(texts)] == first[::-1]
+
+
+def test_eval_counts_like_the_task_and_compares_pairwise(bundle: Path, rows: Path, tmp_path: Path) -> None:
+    result = evaluate(str(bundle), data=str(rows), run="r", compare=str(bundle))
+    assert {"subject", "task", "data", "split", "n", "correct", "accuracy", "ci95", "metric", "compare"} <= set(result)
+    assert result["n"] == 6 and result["compare"] == {"other": "pocket", "difference": 0.0, "ci95": [0.0, 0.0], "p": 1.0}
+    assert result["correct"] == sum(p["correct"] for p in result["predictions"])
+    assert json.loads(next((tmp_path / "r" / "eval").glob("*.json")).read_text()) == result
+
+
+def test_reading_a_test_split_is_noted(bundle: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "public"
+    folder.mkdir()
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(r) + "\n" for r in wordmath.generate(split, 4)))
+    evaluate(str(bundle), data=str(folder), run="r")
+    noted = [json.loads(line) for line in Path(os.environ["EDGEDISTILL_READINGS"]).read_text().splitlines()]
+    assert [entry["what"] for entry in noted] == ["pocket on public"]
+
+
+def test_a_teacher_is_counted_on_the_same_rows(rows: Path) -> None:
+    result = evaluate("smollm2-135m", task="wordmath", data=str(rows), run="r", limit=2)
+    assert result["subject"] == "smollm2-135m" and result["n"] == 2 and result["precision"] == "gguf"
+
+
+def test_bench_gives_the_contracts_keys_for_each_thread_count(bundle: Path) -> None:
+    result = bench(str(bundle), run="r", threads=[1, 2], input_tokens=24, output_tokens=5, n=3)
+    assert [entry["threads"] for entry in result["results"]] == [1, 2]
+    for entry in result["results"]:
+        assert {"engine", "precision", "threads", "input_tokens", "output_tokens", "n", "p50_ms", "p90_ms", "p99_ms",
+                "first_token_ms", "tokens_per_s", "load_ms", "peak_rss_mb", "bytes"} <= set(entry)
+        assert 20 <= entry["input_tokens"] <= 24 and entry["output_tokens"] == 5
+        assert 0 < entry["first_token_ms"] < entry["p50_ms"] <= entry["p90_ms"] <= entry["p99_ms"]
+    assert all(len(raw["ms"]) == 3 for raw in result["raw"])
+
+
+def test_bench_and_eval_say_what_is_missing(tmp_path: Path, bundle: Path, rows: Path) -> None:
+    with pytest.raises(UsageError, match="is no bundle"):
+        bench(run=str(tmp_path))
+    with pytest.raises(UsageError, match="neither a bundle nor a student"):
+        evaluate(run=str(tmp_path))
+    with pytest.raises(UsageError, match="at least 1"):
+        bench(str(bundle), n=0)
+    with pytest.raises(UsageError, match="no such file"):
+        evaluate(str(tmp_path / "nothing.gguf"), data=str(rows))
