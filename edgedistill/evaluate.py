@@ -112,7 +112,7 @@ def _subject(place: str, card: Task, threads: int) -> tuple[Predict, str, str]:
 
 def _teacher(place: str, card: Task, threads: int) -> tuple[Predict, str, str]:
     """A GGUF model with the task card's prompt, greedy: the same path as `teach`."""
-    from edgedistill.teach import Asker
+    from edgedistill.teach.asker import Asker
     from edgedistill.teach.engine import Request, Sampling
     from edgedistill.teach.source import resolve
 

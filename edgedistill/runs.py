@@ -87,6 +87,9 @@ class Stage:
         if overwrite and self.manifest_path.exists():  # never a folder that no stage made
             self._clear()
         old = _manifest(self.manifest_path)
+        if old and old["state"] != "done" and self._differences(old) and not self._begun():
+            self._clear()  # it failed before it made anything (a wrong file, a gate): no reason to refuse
+            old = None
         if old:
             self._check(old)
         self.seconds_before = old["seconds"] if old else 0.0
@@ -118,9 +121,18 @@ class Stage:
             self._lock.close()
             self._lock = None
 
+    def _differences(self, old: dict[str, Any]) -> list[str]:
+        return list(_differences({**old["config"], **_prefixed(old["inputs"])},
+                                 {**self.config, **_prefixed(self.inputs)}))
+
+    def _begun(self) -> bool:
+        """Whether there is work that could be lost: more than the manifest, a copy of the rows and `.part` folders."""
+        made = (child for child in self.path.iterdir()
+                if child.name not in (".lock", "manifest.json", "data") and child.suffix != ".part")
+        return any(p.is_file() and p.stat().st_size for child in made for p in [child, *child.rglob("*")])
+
     def _check(self, old: dict[str, Any]) -> None:
-        differences = list(_differences({**old["config"], **_prefixed(old["inputs"])},
-                                        {**self.config, **_prefixed(self.inputs)}))
+        differences = self._differences(old)
         if differences:
             raise UsageError(f"{self.path} was made with another configuration: {'; '.join(differences[:3])}. "
                              "Give --overwrite to replace it or another --run")

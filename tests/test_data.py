@@ -125,6 +125,13 @@ def test_folder_of_splits_is_taken_as_it_is(dev_name):
         "train": [f"q{i}" for i in range(30)], "dev": [f"d{i}" for i in range(5)], "test": ["t0"]}
 
 
+def test_folder_one_stands_in_has_its_own_name(monkeypatch):
+    Path("set").mkdir()
+    write("set/train.jsonl", numbered(5))
+    monkeypatch.chdir("set")
+    assert data.load(".").name == "set"
+
+
 def test_test_rows_never_come_into_train_or_dev():
     Path("set").mkdir()
     write("set/train.jsonl", numbered(50))

@@ -90,11 +90,30 @@ def test_interrupted_stage_goes_on_and_adds_its_time():
 @pytest.mark.parametrize("state", ["running", "done"])
 def test_other_configuration_is_refused_and_nothing_changes(config, inputs, difference, state):
     finish() if state == "done" else stage().close()
+    Path("run/teach/journal.jsonl").write_text("{}\n")
     before = contents("run")
     with pytest.raises(UsageError) as caught:
         stage(config, inputs)
     assert difference in str(caught.value) and "--overwrite" in str(caught.value)
     assert contents("run") == before
+
+
+def test_stage_that_failed_before_it_made_anything_takes_another_configuration():
+    first = stage()
+    Path("run/teach/data").mkdir()
+    Path("run/teach/data/test.jsonl").write_text("{}\n")
+    Path("run/teach/fp32.part").mkdir()
+    Path("run/teach/fp32.part/weights.bin").write_text("half")
+    Path("run/teach/journal.jsonl").touch()
+    first.close()
+    second = stage({**CONFIG, "samples": 4})
+    assert not second.resumed and runs.read_json(second.manifest_path)["config"]["samples"] == 4
+    assert {p.name for p in second.path.iterdir()} == {"manifest.json", ".lock"}  # no rows of other data stay
+    second.close()
+    Path("run/teach/checkpoints/checkpoint-5").mkdir(parents=True)
+    Path("run/teach/checkpoints/checkpoint-5/trainer_state.json").write_text("{}")
+    with pytest.raises(UsageError, match="samples is 4 there, 1 asked"):
+        stage()
 
 
 def test_same_configuration_in_other_types_is_the_same():

@@ -172,8 +172,8 @@ def test_rows_are_kept_for_the_later_stages(taught):
 
 
 def test_run_holds_no_trace_of_the_machine(taught, teacher_path):
-    run, _, _, flags = taught
-    traces = [os.uname().nodename, os.environ["HOME"], str(teacher_path.parent), str(Path(flags["data"]).parent)]
+    run, _, _, _ = taught
+    traces = [os.uname().nodename, os.environ["HOME"], str(teacher_path.parent), str(run.parent)]
     for path in (run / "teach").rglob("*.json*"):
         assert not [trace for trace in traces if trace in path.read_text(encoding="utf-8")], path
 
@@ -192,6 +192,7 @@ def test_asked_again_it_does_nothing(taught, capfd):
     ({"limit": 4}, "rows is 9 there, 4 asked"), ({"temp": 0.0}, "min_p is 0.05 there, null asked"),
     ({"form": "chat"}, 'form is "completion" there, "chat" asked'), ({"task": "svamp"}, "card (hash)"),
     ({"deterministic": True}, "deterministic is false there, true asked"),
+    ({"ctx_size": None}, "ctx_size is 256 there, null asked"),
 ])
 def test_other_configuration_is_refused_and_nothing_changes(taught, change, difference):
     run, _, _, flags = taught
@@ -212,7 +213,8 @@ def test_changed_data_under_the_same_name_are_refused(taught, tmp_path):
 def test_row_with_choices_of_its_own_keeps_them(tmp_path, teacher_path):
     (tmp_path / "pick.toml").write_text('title = "Pick"\nkind = "choice"\nmax_new_tokens = 16\n' + "".join(
         f'[[exemplars]]\ninput = "{q}\\nAnswer Choices:\\n(a) {a}\\n(b) {b}"\n'
-        f'rationale = "It is so."\nanswer = "{a}"\n' for q, a, b in (("What is hot?", "fire", "ice"), ("What is wet?", "rain", "sand"))))
+        f'rationale = "It is so."\nanswer = "{a}"\n'
+        for q, a, b in (("What is hot?", "fire", "ice"), ("What is wet?", "rain", "sand"))))
     rows = [{"input": "What is cold?", "label": "ice", "choices": ["ice", "fire"]},
             {"input": "What can fly?", "label": "bird", "choices": ["cow", "bird"]}]
     (tmp_path / "picks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
@@ -235,8 +237,8 @@ def test_same_rationale_twice_is_a_duplicate_and_wrong_ones_stay_wrong(tmp_path,
 
 
 @pytest.mark.parametrize(("text", "finish", "label", "verdict"), [
-    (" So. The answer is 3 + 4.", "stop", "7", "verified"), (" The answer is 3 + 4", "length", "7", "verified"),
-    (" So. The answer is 3 - 4.", "stop", "7", "wrong"), (" The answer is 3 + 4.", "stop", None, "unlabelled"),
+    (" So. The answer is 3 + 4.", "stop", "7", "verified"), (" The answer is 7", "length", "7", "verified"),
+    (" So. The answer is 3 - 4.", "stop", "7", "wrong"), (" The answer is 7.", "stop", None, "unlabelled"),
     (" So it is 7.", "stop", "7", "unparsed"), (" So it is", "length", "7", "truncated"),
     (" The answer is many.", "stop", "7", "unparsed"), ("", "prompt_too_long", None, "truncated"),
     (" The answer is 9**9**9.", "stop", "7", "unparsed"),
@@ -272,7 +274,7 @@ def start(flags, prepare=""):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory, teacher_path):
-    """(flags, corpus) of a run that nothing disturbed; sampled, so that each token hangs on seed and rounding."""
+    """(flags, corpus) of a run that nothing disturbed; sampled, so that seed and rounding decide tokens."""
     folder = tmp_path_factory.mktemp("undisturbed")
     flags = {**material(folder, sums(9)), "gguf": str(teacher_path), "samples": 2, "temp": 0.8, "threads": 1,
              "deterministic": True}
@@ -322,9 +324,9 @@ def test_full_disk_is_one_line_exit_1_and_the_run_goes_on_to_the_same_bytes(undi
 
 
 def test_damaged_journal_is_an_error_and_is_not_touched(tmp_path, teacher_path):
-    flags = {**material(tmp_path, sums(2)), "run": "run", "threads": 1, "form": "completion"}
+    flags = {**material(tmp_path, sums(2)), "run": "run", "threads": 1, "form": "completion", "ctx_size": 40}
     with pytest.raises(UsageError, match="no row fits"):  # makes the stage and stops before the first row
-        teach(str(teacher_path), ctx_size=40, **flags)
+        teach(str(teacher_path), **flags)
     journal = Path("run/teach/journal.jsonl")
     journal.write_bytes(b'{"id": "q0", "sam\n{"id": "q1"}\n')
     before = contents("run")

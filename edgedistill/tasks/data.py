@@ -121,7 +121,7 @@ def _local(path: Path, columns: dict[str, str]) -> tuple[str, dict[str, list[Row
                 splits[split] = _rows(_records(files[0]), columns, files[0].name)
         if "train" not in splits:
             raise UsageError(f"{path} has no train file ({'/'.join(_SUFFIXES)}); name one train.jsonl or give a file")
-        return path.name, splits
+        return path.resolve().name, splits  # "." has no name
     if not path.is_file():
         raise UsageError(f"--data {path}: no such file or folder")
     return _stem(path), {"train": _rows(_records(path), columns, path.name)}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
+from edgedistill.errors import UsageError
 from edgedistill.tasks import arithmetic
 from edgedistill.tasks.data import Row
 
@@ -111,12 +112,13 @@ class Task:
         return Answer(plain, plain.lower())
 
     def label(self, row: Row) -> Answer | None:
-        """The row's gold label as an answer, None for a row without one. Raises `ValueError` if it is unreadable."""
+        """The row's gold label as an answer, None for a row without one. Raises `UsageError` if it is unreadable."""
         if row.label is None:
             return None
         answer = self.parse(row.label, row.choices)
         if answer is None:
-            raise ValueError(f"row {row.id}: label {row.label!r} is no answer of kind {self.kind}")
+            raise UsageError(f"row {row.id}: label {row.label!r:.60} is no answer of kind {self.kind}; take a card of "
+                             "another kind (--task) or mend the label")
         return answer
 
     def same(self, a: Answer | None, b: Answer | None) -> bool:

@@ -47,6 +47,7 @@ def teach(
         "task": card.name, "data": dataset.name, "rows": len(rows), "samples": samples, "seed": seed, "temp": temp,
         **({"top_k": top_k, "top_p": top_p, "min_p": min_p} if temp > 0 else {}), "form": form or "auto",
         "deterministic": deterministic, "teacher": source.name,
+        **({"ctx_size": ctx_size} if ctx_size else {}),  # it decides which rows are too long
     }
     inputs = {"teacher": source.sha256, "rows": rows_.digest(rows), "card": _digest(card.to_dict())}
     stage = runs.Stage(run, "teach", config, inputs, overwrite)
@@ -97,97 +98,55 @@ def _fill(stage: runs.Stage, journal: runs.Journal, source: Any, task: Task, row
           parallel: int, seed: int, form: str | None, ctx_size: int | None, gpu_layers: int, threads: int,
           sampling: dict[str, float]) -> None:
     """Completes the journal: every (id, sample) once."""
+    from edgedistill.teach.asker import Asker
     from edgedistill.teach.engine import Request, Sampling
 
     have = {(entry["id"], entry["sample"]) for entry in journal.rows}
     todo = [(row, sample) for row in rows for sample in range(samples) if (row.id, sample) not in have]
     if not todo:
         return
-    with Asker(source, task, rows, parallel=parallel, threads=threads, gpu_layers=gpu_layers, form=form,
+    verified = 0
+
+    def note(row: Row, sample: int, text: str, finish: str, prompt: int, generated: int) -> None:
+        nonlocal verified
+        judged = judge(task, row, text, finish)
+        verified += judged["verdict"] == "verified"
+        journal.append({
+            "id": row.id, "sample": sample, "input": row.input, "label": row.label,
+            **({"choices": list(row.choices)} if row.choices else {}), **judged, "hint": False,
+            "finish_reason": finish, "prompt_tokens": prompt, "generated_tokens": generated,
+            "seed": row_seed(seed, row.id, sample)})
+        progress.advance(note=f"{verified} verified")
+        if progress.done % 50 == 0:
+            stage.checkpoint()
+
+    with Asker(source, task, rows, parallel=parallel, samples=samples, threads=threads, gpu_layers=gpu_layers, form=form,
                ctx_size=ctx_size) as asker:
-        say("teach plan")
-        say(f"  teacher   {source.name} ({source.licence()})")
-        say(f"  task      {task.name} ({task.kind}), {len(rows)} rows of {stage.config['data']}"
-            + (f", {samples} samples a row" if samples > 1 else ""))
-        say(f"  prompt    {asker.form}, {len(task.exemplars)} exemplars; {len(asker.prefix)} shared tokens decoded once")
-        say(f"  decoding  {'greedy' if sampling['temp'] <= 0 else 'temp %g' % sampling['temp']}, {parallel} at once, "
-            f"{threads} threads" + (f"; resumed: {len(have)} samples are there already" if have else ""))
-        say(f"  time      about {clock(asker.estimate(len(todo)))} (from a probe of this machine)")
-        for row in {row.id: row for row, _ in todo if row.id in asker.too_long}.values():
-            say(f"  too long  row {row.id}: its prompt and answer exceed the context; kept with verdict truncated")
+        _plan(stage, source, asker, len(rows), len(have), len(todo), sampling["temp"])
         progress = Progress("teach", len(todo), "samples")
-        verified = 0
-
-        def requests():  # lazily, so that the engine pulls a row when a slot is free
-            for row, sample in todo:
-                if row.id not in asker.too_long:
-                    yield Request((row, sample), asker.prompts[row.id], row_seed(seed, row.id, sample))
-
-        def note(row: Row, sample: int, text: str, finish: str, prompt: int, generated: int) -> str:
-            nonlocal verified
-            judged = judge(task, row, text, finish)
-            verified += judged["verdict"] == "verified"
-            journal.append({
-                "id": row.id, "sample": sample, "input": row.input, "label": row.label,
-                **({"choices": list(row.choices)} if row.choices else {}), **judged, "hint": False,
-                "finish_reason": finish, "prompt_tokens": prompt, "generated_tokens": generated,
-                "seed": row_seed(seed, row.id, sample)})
-            return f"{verified} verified"
-
         for row, sample in todo:
             if row.id in asker.too_long:
                 note(row, sample, "", TOO_LONG, len(asker.prompts[row.id]), 0)
-                progress.advance()
-        since = 0
-        for done in asker.engine.generate(requests(), Sampling(**sampling), task.max_new_tokens, asker.stop):
-            row, sample = done.key
-            progress.advance(note=note(row, sample, done.text, done.finish, done.prompt_tokens, done.generated_tokens))
-            since += 1
-            if since % 50 == 0:
-                stage.checkpoint()
-        progress.close(f"{verified} verified")
+        # Lazily, so that the engine pulls a row when a slot is free.
+        requests = (Request((row, sample), asker.prompts[row.id], row_seed(seed, row.id, sample))
+                    for row, sample in todo if row.id not in asker.too_long)
+        for done in asker.engine.generate(requests, Sampling(**sampling), task.max_new_tokens, asker.stop):
+            note(*done.key, done.text, done.finish, done.prompt_tokens, done.generated_tokens)
+    progress.close(f"{verified} verified")
 
 
-class Asker:
-    """A loaded teacher with the prompts of its rows, ready to generate."""
-
-    def __init__(self, source: Any, task: Task, rows: list[Row], *, parallel: int, threads: int, gpu_layers: int = 0,
-                 form: str | None = None, ctx_size: int | None = None) -> None:
-        from edgedistill.teach.engine import Engine, common_prefix
-        from edgedistill.teach.prompts import Prompter
-
-        self.task = task
-        self.engine = Engine(source.path, threads=threads, gpu_layers=gpu_layers)
-        self.form = form or (source.card.format if source.card else None) or (
-            "chat" if self.engine.chat_template else "completion")
-        prompter = Prompter(self.engine, task, self.form)
-        self.stop = prompter.stop
-        self.prompts = {row.id: prompter.tokens(task.question(row)) for row in rows}
-        room = min(self.engine.trained_context, ctx_size or self.engine.trained_context) - task.max_new_tokens
-        self.too_long = {identity for identity, tokens in self.prompts.items() if len(tokens) > room}
-        fitting = [tokens for identity, tokens in self.prompts.items() if identity not in self.too_long]
-        if not fitting:
-            raise UsageError(f"no row fits: prompt and answer exceed the context of {room + task.max_new_tokens} "
-                             "tokens; raise --ctx-size or take fewer exemplars in the task card")
-        # A single row shares everything with itself; leave it a token, as common_prefix does.
-        self.prefix = common_prefix(fitting)
-        self.longest = max(map(len, fitting)) - len(self.prefix) + task.max_new_tokens
-        self.slots = min(parallel, max(1, len(fitting)))
-        self.prefix_seconds = self.engine.prepare(self.prefix, self.longest, self.slots)
-
-    def estimate(self, samples: int) -> float:
-        """Seconds for `samples` samples: the prefix's rate for prompts, a timed step for new tokens."""
-        per_token = self.prefix_seconds / max(1, len(self.prefix))
-        own = sum(len(tokens) - len(self.prefix) for tokens in self.prompts.values()) / len(self.prompts)
-        lengths = [len(self.engine.tokenize(e.rationale + e.answer, False, False)) for e in self.task.exemplars]
-        new = 1.25 * sum(lengths) / len(lengths) + 6 if lengths else self.task.max_new_tokens / 2
-        return samples * (own * per_token + new * self.engine.step_seconds() / self.slots)
-
-    def __enter__(self) -> Asker:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self.engine.close()
+def _plan(stage: runs.Stage, source: Any, asker: Any, rows: int, have: int, todo: int, temp: float) -> None:
+    task = asker.task
+    say("teach plan")
+    say(f"  teacher   {source.name} ({source.licence()})")
+    say(f"  task      {task.name} ({task.kind}), {rows} rows of {stage.config['data']}"
+        + (f", {stage.config['samples']} samples a row" if stage.config["samples"] > 1 else ""))
+    say(f"  prompt    {asker.form}, {len(task.exemplars)} exemplars; {len(asker.prefix)} shared tokens decoded once")
+    say(f"  decoding  {f'temp {temp:g}' if temp > 0 else 'greedy'}, {asker.slots} at once, {asker.engine.threads} threads"
+        + (f"; resumed: {have} samples are there already" if have else ""))
+    say(f"  time      about {clock(asker.estimate(todo))} (from a probe of this machine)")
+    for identity in sorted(asker.too_long):
+        say(f"  too long  row {identity}: its prompt and answer exceed the context; kept with verdict truncated")
 
 
 def _finish(stage: runs.Stage, journal: list[dict[str, Any]], rows: list[Row], task: Task,
@@ -238,11 +197,7 @@ def _training_rows(dataset: rows_.Dataset, task: Task, limit: int | None) -> lis
         raise UsageError(f"--limit {limit}: at least 1 row is needed")
     for split in dataset.splits.values():
         for row in split:
-            try:
-                task.label(row)
-            except ValueError as error:
-                raise UsageError(f"{dataset.name}: {error}; take a card of another kind (--task) or mend the label"
-                                 ) from error
+            task.label(row)  # an unreadable one is an error now, not in an hour
     return rows[:limit]
 
 

@@ -112,14 +112,14 @@ class Engine:
             raise UsageError(f"llama.cpp cannot tokenise a text of {len(raw)} bytes ({n})")
         return tuple(buffer[:n])
 
-    def prepare(self, prefix: tuple[int, ...], longest: int, slots: int, context: int | None = None) -> float:
+    def prepare(self, prefix: tuple[int, ...], longest: int, slots: int) -> float:
         """Makes a context for `slots` sequences of `prefix` plus at most `longest` tokens each, decodes the prefix.
 
-        Returns the seconds that took. `context` overrides the planned number of cells.
+        Returns the seconds that took.
         """
         self.close_context()
         # One pool of cells for all sequences: the prefix occupies it once.
-        cells = context or len(prefix) + slots * longest
+        cells = len(prefix) + slots * longest
         params = self.lib.llama_context_default_params()
         params.n_ctx = -(-cells // 256) * 256
         params.n_batch = params.n_ubatch = _BATCH
