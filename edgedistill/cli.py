@@ -205,15 +205,23 @@ def main() -> None:
     if debug:
         sys.argv.remove("--debug")
     try:
-        app()
+        app(standalone_mode=False)
     except Error as error:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("stopped; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+    except Exception as error:
+        # typer carries its own copy of click in some versions: its errors are told by what they can do.
+        if type(error).__name__ == "Abort":
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            sys.exit(130)
+        if debug or not hasattr(error, "format_message"):
+            raise
+        message = error.format_message()
+        verb = f" {error.ctx.command.name}" if getattr(error, "ctx", None) and error.ctx.parent else ""
+        print(message if "\n" in message else f"error: {message.rstrip('.?')}; see edgedistill{verb} --help", file=sys.stderr)
+        sys.exit(2)
 
 
 def _columns(items: list[str] | None) -> dict[str, str]:

@@ -32,6 +32,9 @@ def doctor() -> dict[str, Any]:
     print(f"{here['cpu']}, {here['cores']} cores, {here['memory_gb'] or '?'} GB, {here['os']}, "
           f"Python {found['versions']['python']}")
     print(f"  instructions  {', '.join(found['flags']) or 'none of ' + ', '.join(_FLAGS)}")
+    packages = {name: version for name, version in found["versions"].items() if name not in ("edgedistill", "python")}
+    print(f"  versions      edgedistill {found['versions']['edgedistill']}, "
+          + ", ".join(f"{name} {version}" for name, version in packages.items()))
     for verb, (extra, modules) in EXTRAS.items():
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         # A wheel built for another CPU dies at import (onnxruntime 1.21 on a Pi 4): ask a child process.

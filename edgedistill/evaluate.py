@@ -34,17 +34,17 @@ def evaluate(
     place = subject or _default_subject(run)
     card = _task(place, run, task)
     name, splits = _data(run, card, data, column, seed)
-    split = split or ("test" if "test" in splits else "dev")
+    split = split or next(s for s in ("test", "dev", *splits) if s in splits)
     if split not in splits:
         raise UsageError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
     rows = [row for row in splits[split] if row.label is not None][:limit]
     if not rows:
         raise UsageError(f"{name}: no row of {split} has a label, so there is nothing to count")
-    gold = [_label(card, row) for row in rows]
+    gold = [card.label(row) for row in rows]
+    outcomes, predictions, subject_name, precision = _judge(place, card, rows, gold, threads)
     # The test split is for reporting only: each reading of a public one is noted where the project is developed.
     if split == "test" and not name.startswith("builtin:"):
-        _note_reading(f"{runs.subject_name(place)} on {name}")
-    outcomes, predictions, subject_name, precision = _judge(place, card, rows, gold, threads)
+        _note_reading(f"{subject_name} on {name}")
     other = None
     if compare:
         theirs, _, other_name, _ = _judge(compare, card, rows, gold, threads)
@@ -163,18 +163,11 @@ def _data(run: str, card: Task, data: str | None, column: dict[str, str] | None,
                   if (folder / f"{split}.jsonl").is_file()}
         return taught["config"]["data"], splits
     if data and Path(data).is_file():
-        # A single file is what the user wants counted, whole.
-        rows = rows_.read_file(Path(data), column)
-        return Path(data).name.split(".")[0], {split: rows for split in rows_.SPLITS}
+        # A single file is what the user wants counted, whole; its name may say which split it is.
+        name = Path(data).name.split(".")[0]
+        return name, {name if name in rows_.SPLITS else "all": rows_.read_file(Path(data), column)}
     dataset = rows_.load(data or card.data or f"builtin:{defaults.TASK}", column, seed, defaults.DEV_SHARE)
     return dataset.name, dataset.splits
-
-
-def _label(card: Task, row: Row) -> Any:
-    try:
-        return card.label(row)
-    except ValueError as error:
-        raise UsageError(f"{error}; take a card of another kind (--task) or mend the label") from error
 
 
 def _result_file(run: str, subject: str, data: str, split: str, n: int, other: dict[str, Any] | None) -> Path:

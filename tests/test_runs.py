@@ -233,6 +233,7 @@ def test_damaged_line_in_the_middle_is_an_error_that_names_it(line):
     assert Path("j.jsonl").read_bytes() == content
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no RLIMIT_FSIZE to fake a full disk with")
 def test_full_disk_is_one_line_exit_1_and_the_journal_stays_whole():
     # A limit on the size of files looks like a full disk: a write that is partial, then one that fails.
     done = python("""

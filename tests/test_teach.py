@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -294,8 +293,8 @@ def test_run_killed_five_times_gives_the_same_bytes(undisturbed):
                     not journal.exists() or journal.read_bytes().count(b"\n") < goal):
                 time.sleep(0.005)
             time.sleep(rng.uniform(0.2, 1.0) if goal == 0 else rng.uniform(0, 0.15))
-            process.send_signal(signal.SIGKILL)
-            assert process.wait() == -signal.SIGKILL
+            process.kill()  # SIGKILL
+            assert process.wait() != 0
         reached.append(journal.read_bytes().count(b"\n") if journal.exists() else 0)
     assert reached == sorted(reached) and 1 <= reached[1] and 12 <= reached[-1] < 18
     assert not Path("run/teach/corpus.jsonl").exists() and runs.finished("run", "teach") is None
@@ -306,6 +305,7 @@ def test_run_killed_five_times_gives_the_same_bytes(undisturbed):
     assert runs.finished("run", "teach")["seconds"] > 0
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no RLIMIT_FSIZE to fake a full disk with")
 def test_full_disk_is_one_line_exit_1_and_the_run_goes_on_to_the_same_bytes(undisturbed):
     flags, wanted = undisturbed
     flags = {**flags, "run": "run"}

@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -147,7 +145,7 @@ def test_a_killed_training_resumes_to_the_same_weights(folder: str, tmp_path: Pa
     while not list((killed / "train" / "checkpoints").glob("checkpoint-*/trainer_state.json")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()  # SIGKILL
     process.wait()
     assert read_json(killed / "train" / "manifest.json")["state"] == "running"
     done = subprocess.run(command(killed, folder), check=True, capture_output=True, text=True)

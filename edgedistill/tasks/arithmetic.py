@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
-MAX_CHARACTERS = 200   # the longest gold equation of SVAMP and ASDiv has 45
+MAX_CHARACTERS = 200   # SVAMP's longest gold equation has 31, ASDiv's longest formula 180
 MAX_DIGITS = 18        # of one number
 
 _TOKEN = re.compile(r"\s*(\d[\d,]*\.?\d*|\.\d+|[-+*/()])")
