@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import re
 import shlex
 from pathlib import Path
@@ -35,3 +37,21 @@ def test_each_file_that_the_readme_names_exists() -> None:
     named = set(re.findall(r"\]\(([^)#:]+)\)", text)) | set(re.findall(r"`((?:benchmarks|teachers|export)/[\w./-]+)`", text))
     assert len(named) > 4
     assert not [name for name in named if not (ROOT / name).exists()]
+
+
+def test_the_readmes_figures_are_those_of_the_result_files() -> None:
+    spec = importlib.util.spec_from_file_location("tables", ROOT / "benchmarks" / "tables.py")
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    text = READMES[0].read_text(encoding="utf-8")
+    assert "<!-- demo -->" in text and "<!-- svamp -->" in text
+    assert tables.write(text) == text
+
+
+def test_no_result_file_names_a_path_of_the_machine() -> None:
+    files = sorted((ROOT / "benchmarks" / "results").rglob("*.json"))
+    assert len(files) > 5
+    for path in files:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        assert {"schema", "kind", "created", "commit", "machine", "versions"} <= set(data), path.name
+        assert not re.search(r"\"/(work|home|root|tmp)/", path.read_text(encoding="utf-8")), path.name

@@ -1,0 +1,82 @@
+"""The README's figures, made from the result files. `python benchmarks/tables.py` writes them into README.md.
+
+A test holds the README to what this script makes, so that no figure there is typed by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def demo() -> str:
+    """What the demo took and gave, from `results/demo.json`."""
+    r = _read("demo.json")
+    best = min(r["latency"], key=lambda entry: entry["p50_ms"])
+    machine = r["machine"]
+    return (
+        f"takes {r['seconds'] / 60:.1f} minutes on {machine['cores']} cores of an {machine['cpu']} after the install. "
+        f"SmolLM2-135M teaches {r['rows']} built-in word problems ({r['teacher_verified']} of its answers are right); a "
+        f"student of {r['parameters'] / 1e6:.0f} M parameters learns their labels and its verified rationales. On {r['test_rows']} "
+        f"problems from templates that neither saw: **teacher {_share(r['teacher_accuracy'], r['teacher_ci95'])}, student "
+        f"{_share(r['student_accuracy'], r['student_ci95'])}**; {r['bytes'] / 1e6:.0f} MB int8, {best['p50_ms']:.0f} ms a "
+        f"question (p50, {best['threads']} threads). [benchmarks/results/demo.json](benchmarks/results/demo.json)")
+
+
+def svamp() -> str:
+    """SVAMP, 200 rows taught by qwen2.5-coder-1.5b, from `results/svamp-chain/`."""
+    teach = _read("svamp-chain/teach.json")
+    lines = [
+        f"SVAMP, {teach['teacher']} teaching {teach['rows']} training rows ({teach['verified']} verified, "
+        f"{100 * teach['accuracy']:.1f} % right, {_minutes(teach['seconds'])}), SmolLM2-135M with a trimmed vocabulary "
+        "learning the same rows by two methods, one seed; accuracy on all 200 test rows with 95 % intervals "
+        "([script](benchmarks/svamp_chain.py), [result files](benchmarks/results/svamp-chain)):", "",
+        "| method | int8 | torch fp32 | int8 minus fp32 | token agreement (dev) | MB | p50, 1 / 2 threads | train | export |",
+        "|---|---|---|---|---|---|---|---|---|"]
+    for method in ("finetune", "step-by-step"):
+        train, export = (_read(f"svamp-chain/{method}_{stage}.json") for stage in ("train", "export"))
+        evals = [_json(path) for path in sorted((RESULTS / "svamp-chain").glob(f"{method}_eval_*.json"))]
+        int8 = next(e for e in evals if e["compare"])
+        fp32 = next(e for e in evals if not e["compare"])
+        bench = _json(next((RESULTS / "svamp-chain").glob(f"{method}_bench_*.json")))["results"]
+        drop = int8["compare"]
+        lines.append(
+            f"| `{method}` | {_share(int8['accuracy'], int8['ci95'])} | {_share(fp32['accuracy'], fp32['ci95'])} | "
+            f"{100 * drop['difference']:+.1f} points | {100 * export['token_agreement']:.1f} % | {export['bytes'] / 1e6:.1f} | "
+            f"{' / '.join(str(round(e['p50_ms'])) for e in bench)} ms | "
+            f"{_minutes(train['seconds'])} | {_minutes(export['seconds'])} |")
+    return "\n".join(lines)
+
+
+def write(text: str) -> str:
+    """The README's text with the figures of today's result files between its markers."""
+    for name, make in (("demo", demo), ("svamp", svamp)):
+        text = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda m, make=make: m[1] + make() + m[2], text,
+                      flags=re.DOTALL)
+    return text
+
+
+def _read(name: str) -> dict[str, Any]:
+    return _json(RESULTS / name)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _share(accuracy: float, ci95: list[float]) -> str:
+    return f"{100 * accuracy:.1f} % ({100 * ci95[0]:.0f} to {100 * ci95[1]:.0f})"
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds / 60:.1f} min"
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(write(readme.read_text(encoding="utf-8")), encoding="utf-8")
