@@ -22,8 +22,9 @@ def demo() -> str:
     return (
         f"takes {r['seconds'] / 60:.1f} minutes on {machine['cores']} cores of an {machine['cpu']} after the install. "
         f"SmolLM2-135M teaches {r['rows']} built-in word problems ({r['teacher_verified']} of its answers are right); a "
-        f"student of {r['parameters'] / 1e6:.0f} M parameters learns their labels and its verified rationales. On {r['test_rows']} "
-        f"problems from templates that neither saw: **teacher {_share(r['teacher_accuracy'], r['teacher_ci95'])}, student "
+        f"student of {r['parameters'] / 1e6:.0f} M parameters learns their labels and its verified rationales. "
+        f"On {r['test_rows']} problems of templates that neither saw: "
+        f"**teacher {_share(r['teacher_accuracy'], r['teacher_ci95'])}, student "
         f"{_share(r['student_accuracy'], r['student_ci95'])}**; {r['bytes'] / 1e6:.0f} MB int8, {best['p50_ms']:.0f} ms a "
         f"question (p50, {best['threads']} threads). [benchmarks/results/demo.json](benchmarks/results/demo.json)")
 
