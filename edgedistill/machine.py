@@ -76,6 +76,11 @@ def cpu_flags() -> set[str]:
 
 def peak_rss_mb() -> float:
     """The process's largest resident size so far in MB (10^6 bytes); 0 where it cannot be read."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # VmHWM, not ru_maxrss: the latter starts at the size of the process that forked this one.
+        match = re.search(r"^VmHWM:\s*(\d+) kB", status.read_text(encoding="utf-8"), re.MULTILINE)
+        return round(int(match[1]) * 1024 / 1e6, 1) if match else 0.0
     try:
         import resource
     except ImportError:  # Windows

@@ -109,6 +109,7 @@ def test_bench_gives_the_contracts_keys_for_each_thread_count(bundle: Path) -> N
         assert {"engine", "precision", "threads", "input_tokens", "output_tokens", "n", "p50_ms", "p90_ms", "p99_ms",
                 "first_token_ms", "tokens_per_s", "load_ms", "peak_rss_mb", "bytes"} <= set(entry)
         assert 20 <= entry["input_tokens"] <= 24 and entry["output_tokens"] == 5
+        assert 0 < entry["peak_rss_mb"] < 500  # the measuring process's own, whatever size this one has
         assert 0 < entry["first_token_ms"] < entry["p50_ms"] <= entry["p90_ms"] <= entry["p99_ms"]
     assert all(len(raw["ms"]) == 3 for raw in result["raw"])
 

@@ -35,33 +35,41 @@ def train(
     if epochs <= 0 or batch_size < 1 or not 0 <= alpha <= 1:
         raise UsageError(f"--epochs {epochs:g}, --batch-size {batch_size}, --alpha {alpha:g}: epochs must be above 0, "
                          "the batch at least 1, alpha between 0 and 1")
+    from edgedistill.teach.source import resolve
     from edgedistill.train.methods import questions
 
     card, splits, corpus, inputs = _material(run, task, data, column, seed)
     chosen, why = _choose(student, tiny)
+    place = cards.STUDENTS.get(chosen, chosen)
+    cut = resolve(carve_from) if place.startswith("carve:") else None
+    if cut:
+        inputs["from"] = cut.sha256
+    elif (Path(place) / "model.safetensors").is_file():
+        inputs["student"] = runs.sha256(Path(place) / "model.safetensors")
     asked = questions(method, card, splits["train"], corpus)
     dev, dev_name = _dev_rows(splits, asked, card)
     if dev_name != "dev":
         held = {row.id for row in dev}
         asked = [q for q in asked if q.id not in held]
-    config = {"method": method, "student": chosen, "task": card.name, "questions": len(asked), "epochs": epochs,
+    name = runs.subject_name(place) if Path(place).is_dir() else chosen  # manifests hold names, no paths
+    config = {"method": method, "student": name, "task": card.name, "questions": len(asked), "epochs": epochs,
               "batch_size": batch_size, "learning_rate": learning_rate, "alpha": alpha, "optimizer": optimizer,
-              "seed": seed, **({"layers": layers, "vocabulary": vocabulary, "from": carve_from}
-                               if chosen.startswith("carve") else {})}
+              "seed": seed}
+    if cut:
+        config |= {"layers": layers or int(place.removeprefix("carve:")), "vocabulary": vocabulary, "from": cut.name}
     stage = runs.Stage(run, "train", config, inputs, overwrite)
     try:
         if stage.finished:
             say(f"train: {stage.path} is finished with this configuration; nothing to do")
             return stage.finished
-        return _train(stage, card, asked, dev, dev_name, chosen, why, layers, vocabulary, carve_from, learning_rate,
-                      gradient_checkpointing, threads or machine.cores())
+        return _train(stage, card, asked, dev, dev_name, place, cut, why, learning_rate, gradient_checkpointing,
+                      threads or machine.cores())
     finally:
         stage.close()
 
 
-def _train(stage: runs.Stage, card: Task, asked: list[Any], dev: list[Row], dev_name: str, chosen: str, why: str,
-           layers: int | None, vocabulary: int, carve_from: str, learning_rate: float | None,
-           checkpointing: bool | None, threads: int) -> dict[str, Any]:
+def _train(stage: runs.Stage, card: Task, asked: list[Any], dev: list[Row], dev_name: str, place: str, cut: Any, why: str,
+           learning_rate: float | None, checkpointing: bool | None, threads: int) -> dict[str, Any]:
     import torch
     import transformers
 
@@ -72,7 +80,7 @@ def _train(stage: runs.Stage, card: Task, asked: list[Any], dev: list[Row], dev_
     torch.set_num_threads(threads)
     config = stage.config
     texts = [text for q in asked for text in (q.text, q.label, *q.rationales)] + [card.question(row) for row in dev]
-    student = _student(chosen, texts, layers, vocabulary, carve_from)
+    student = _student(place, cut, texts, config)
     student.set_task(card)
     transformers.set_seed(config["seed"])
     batcher = trainer_.Batcher(student, asked)
@@ -123,10 +131,10 @@ def _train(stage: runs.Stage, card: Task, asked: list[Any], dev: list[Row], dev_
               for e in history if "loss" in e]
     best = max(e["accuracy"] for e in evaluations)
     folder = stage.path / "student"
-    provenance = {"method": config["method"], "student": chosen, "questions": len(asked), "seed": config["seed"],
+    provenance = {"method": config["method"], "student": config["student"], "questions": len(asked), "seed": config["seed"],
                   "inputs": stage.inputs, "dev_accuracy": best, "versions": machine.versions()}
     result = {
-        **machine.origin("train"), "method": config["method"], "student": chosen, "task": card.name,
+        **machine.origin("train"), "method": config["method"], "student": config["student"], "task": card.name,
         "parameters": student.parameters(), "questions": len(asked), "with_rationale": with_rationale,
         "steps": trainer.state.global_step, "epochs": config["epochs"], "batch_size": config["batch_size"],
         "learning_rate": rate, "optimizer": optimizer, "dtype": "bf16" if bf16 else "fp32",
@@ -197,16 +205,14 @@ def _on_hub(name: str) -> bool:
     return True
 
 
-def _student(chosen: str, texts: list[str], layers: int | None, vocabulary: int, carve_from: str) -> Any:
-    place = cards.STUDENTS.get(chosen, chosen)
-    if not place.startswith("carve:"):
+def _student(place: str, cut: Any, texts: list[str], config: dict[str, Any]) -> Any:
+    if not cut:
         from edgedistill.train.students import load
 
         return load(place)
-    from edgedistill.teach.source import resolve
     from edgedistill.train.carve import carve
 
-    return carve(resolve(carve_from).path, texts, layers or int(place.removeprefix("carve:")), vocabulary)
+    return carve(cut.path, texts, config["layers"], config["vocabulary"])
 
 
 def _dev_rows(splits: dict[str, list[Row]], asked: list[Any], card: Task) -> tuple[list[Row], str]:
