@@ -36,6 +36,8 @@ VOCABULARY = 4096            # pieces of a carved student: the corpus's own, the
 PRECISION = "int8"
 TARGET = "portable"
 MAX_DROP = 1.5               # points of dev accuracy that quantising may cost
+MIN_AGREEMENT = 0.99         # token agreement under which the attention's inputs are put back to fp32
+KEEP_HIGH = ("qkv",)         # their products: their errors go through an exponential (benchmarks/LOG.md)
 PARITY_INPUTS = 50           # inputs on which the fp32 graph must repeat torch's greedy tokens
 
 # bench

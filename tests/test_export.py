@@ -129,6 +129,25 @@ def test_a_drop_over_the_limit_is_refused_and_leaves_no_bundle(run_folder: Path,
     assert not (tmp_path / "run" / "export" / "bundle").exists()
 
 
+@pytest.mark.parametrize("target", ["portable", "x86"])
+def test_a_product_kept_high_is_nearer_to_fp32_and_no_larger_on_disk(target: str, tmp_path: Path) -> None:
+    student = tiny_students.decoder()
+    for layer in student.model.model.layers:  # one channel far larger than the rest, as trained models have
+        layer.input_layernorm.weight.data[3] = 60.0
+        layer.self_attn.q_proj.weight.data[:, 3] /= 60.0
+    card = cards.load(Target, target)
+    everything = ("qkv", "o", "down", "gate_up")
+    for name, precision, kept in (("fp32", "fp32", ()), ("int8", "int8", ()), ("kept", "int8", everything)):
+        write(student, tmp_path / name, precision, card, kept)
+    edges = {name: Student.load(tmp_path / name) for name in ("fp32", "int8", "kept")}
+    source = edges["fp32"].format.encode_source(edges["fp32"].tokenizer, questions(1)[0], "label")
+    logits = {name: edge.graphs.start(source, -1).copy() for name, edge in edges.items()}
+    error = {name: np.abs(logits[name] - logits["fp32"]).mean() for name in ("int8", "kept")}
+    assert error["kept"] < error["int8"]
+    sizes = {name: (tmp_path / name / "weights.bin").stat().st_size for name in ("int8", "kept")}
+    assert sizes["kept"] <= 1.02 * sizes["int8"]
+
+
 def test_a_graph_that_differs_from_torch_is_refused(run_folder: Path, tmp_path: Path,
                                                     monkeypatch: pytest.MonkeyPatch) -> None:
     import edgedistill.export as module

@@ -172,6 +172,11 @@ def test_train_writes_a_student_folder_and_the_results_keys(folder: str, tmp_pat
         train(folder, run=str(run), epochs=3, batch_size=8)
 
 
+def test_half_an_epoch_is_evaluated_too(folder: str, tmp_path: Path) -> None:
+    result = train(folder, run=str(tiny_students.taught_run(tmp_path / "run")), epochs=0.5, batch_size=8)
+    assert result["steps"] == 3 and len(result["dev"]) == 1
+
+
 def test_rows_without_labels_are_trained_on_the_teachers_answers(folder: str, tmp_path: Path) -> None:
     run = tiny_students.taught_run(tmp_path / "run", labelled=False)
     result = train(folder, run=str(run), epochs=1, batch_size=8)

@@ -6,7 +6,8 @@
 | int8, nbits | u8 blocks of a row with a scale each | MatMulNBits 8 bits, accuracy_level 4 (int8 activations per block) |
 | int8, integer | s8 [K, N], a scale for each column | MatMulInteger of u8 activations with a scale for each token |
 
-Both int8 forms scale each token by itself, so that a text's result does not depend on its neighbours (edge.md 1.2).
+Both int8 forms scale each token by itself, so that a text's result does not depend on its neighbours. A product that is
+kept high has its int8 weights in the file but fp32 activations: onnxruntime unfolds the matrix when it loads.
 """
 
 from __future__ import annotations
@@ -19,13 +20,17 @@ from edgedistill.export.graph import DOMAIN, Graph
 class Linear:
     """Adds products with weight matrices to graphs, in one precision."""
 
-    def __init__(self, precision: str, form: str = "nbits") -> None:
-        """`precision` is "fp32" or "int8"; `form` is a target card's `linear`."""
+    def __init__(self, precision: str, form: str = "nbits", keep_high: tuple[str, ...] = ()) -> None:
+        """`precision` is "fp32" or "int8"; `form` is a target card's `linear`; names that end with one of `keep_high`
+        get fp32 activations."""
         self.kind = "fp32" if precision == "fp32" else form
+        self.keep_high = keep_high
 
     def matmul(self, g: Graph, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None = None) -> str:
         """x [..., K] times `weight` [N, K] (torch's layout) transposed, plus `bias` [N]."""
-        y = getattr(self, f"_{self.kind}")(g, x, name, weight.astype(np.float32))
+        kept = self.kind != "fp32" and name.endswith(self.keep_high or ("\0",))
+        product = self._unfolded if kept else getattr(self, f"_{self.kind}")
+        y = product(g, x, name, weight.astype(np.float32))
         return g.node("Add", [y, g.weight(f"{name}.bias", bias.astype(np.float32))]) if bias is not None else y
 
     def embed(self, g: Graph, ids: str, name: str, weight: np.ndarray) -> str:
@@ -67,6 +72,17 @@ class Linear:
     def _integer(self, g: Graph, x: str, name: str, weight: np.ndarray) -> str:
         values, scale = _per_row(weight)
         return self._product(g, x, g.weight(name, values.T), g.weight(f"{name}.scale", scale))
+
+    def _unfolded(self, g: Graph, x: str, name: str, weight: np.ndarray) -> str:
+        n, k = weight.shape
+        if self.kind == "integer":
+            values, scale = _per_row(weight)
+            matrix = g.node("Cast", [g.weight(name, values.T)], to=1)
+            return g.node("MatMul", [x, g.node("Mul", [matrix, g.weight(f"{name}.scale", scale)])])
+        values, scales, _ = _blocks(weight)
+        centred = g.node("Sub", [g.node("Cast", [g.weight(name, values)], to=1), g.constant(128.0, np.float32)])
+        matrix = g.node("Mul", [centred, g.node("Unsqueeze", [g.weight(f"{name}.scale", scales), g.constant([-1])])])
+        return g.node("MatMul", [x, g.node("Transpose", [g.node("Reshape", [matrix, g.constant([n, k])])], perm=[1, 0])])
 
     def _product(self, g: Graph, x: str, weight: str, column: str) -> str:
         """u8 x s8 with zero point 128 and a scale for each token: x is about (q - 128) * row."""

@@ -125,6 +125,8 @@ def _train(stage: runs.Stage, card: Task, asked: list[Any], dev: list[Row], dev_
     with runs.disk_errors(stage.path):
         outcome = trainer.train(resume_from_checkpoint=str(last) if last else None)
     seconds = time.monotonic() - start
+    if not any("eval_accuracy" in entry for entry in trainer.state.log_history):
+        trainer.evaluate()  # less than one epoch was asked for
     history = trainer.state.log_history
     evaluations = [{"step": e["step"], "accuracy": round(e["eval_accuracy"], 4)} for e in history if "eval_accuracy" in e]
     losses = [{"step": e["step"], **{k: e[k] for k in ("loss", "label_loss", "rationale_loss") if k in e}}
