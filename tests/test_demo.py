@@ -11,6 +11,7 @@ from edgedistill.runs import read_json
 
 def test_the_demo_runs_the_whole_chain_in_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "ROWS", 8)
+    monkeypatch.setattr(module, "STUDENT", "carve")
     monkeypatch.setattr(module, "EPOCHS", 1)
     monkeypatch.setattr(module, "TEST_ROWS", 4)
     # One epoch on 8 rows learns nothing: int8 may differ by a row, and that is not what this test is about.
