@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from edgedistill import demo as module
-from edgedistill.export import export
 from edgedistill.runs import read_json
 
 
@@ -15,7 +14,7 @@ def test_the_demo_runs_the_whole_chain_in_small(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(module, "EPOCHS", 1)
     monkeypatch.setattr(module, "TEST_ROWS", 4)
     # One epoch on 8 rows learns nothing: int8 may differ by a row, and that is not what this test is about.
-    monkeypatch.setitem(export.__kwdefaults__, "max_drop", 100.0)
+    monkeypatch.setattr(module, "MAX_DROP", 100.0)
     result = module.demo(run="runs/demo")
     assert result["rows"] == 8 and result["test_rows"] == 4 and result["parameters"] > 50e6
     assert {"teacher_accuracy", "student_accuracy", "bytes", "token_agreement", "latency", "stages"} <= set(result)
