@@ -172,7 +172,7 @@ def test_request_outside_the_shared_prefix_is_a_mistake(engine):
 
 def test_context_too_small_for_its_requests_is_one_line(engine):
     tokens = engine.tokenize(LONG, True, False)
-    engine.prepare((), 64, 1, context=256)
+    engine.prepare((), 64, 1)  # rounded up to 256 cells
     with pytest.raises(UsageError, match=r"could not decode .*lower --parallel or raise --ctx-size"):
         list(engine.generate([Request(0, tokens, 0)], Sampling(), 4))
 
