@@ -10,6 +10,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from edgedistill.tasks.metrics import paired
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 
@@ -32,11 +34,15 @@ def demo() -> str:
 def svamp() -> str:
     """SVAMP, 200 rows taught by qwen2.5-coder-1.5b, from `results/svamp-chain/`."""
     teach = _read("svamp-chain/teach.json")
+    bundles = {m: _json(next((RESULTS / "svamp-chain").glob(f"{m}_eval_*bundle*.json"))) for m in ("finetune", "step-by-step")}
+    right = {m: [p["correct"] for p in r["predictions"]] for m, r in bundles.items()}
+    test = paired(right["step-by-step"], right["finetune"])
     lines = [
         f"SVAMP, {teach['teacher']} teaching {teach['rows']} training rows ({teach['verified']} verified, "
         f"{100 * teach['accuracy']:.1f} % right, {_minutes(teach['seconds'])} with other work on the machine), SmolLM2-135M "
         "with a trimmed vocabulary learning the same rows by two methods, one seed; accuracy on all 200 test rows with "
-        "95 % intervals; the two methods do not differ by more than chance "
+        f"95 % intervals. `step-by-step` minus `finetune`, int8: {100 * test['difference']:+.1f} points "
+        f"({100 * test['ci95'][0]:+.1f} to {100 * test['ci95'][1]:+.1f}, McNemar p = {test['p']:.2f}) "
         "([script](benchmarks/svamp_chain.py), [result files](benchmarks/results/svamp-chain)):", "",
         "| method | int8 | torch fp32 | int8 minus fp32 | token agreement (dev) | MB | p50, 1 / 2 threads | train | export |",
         "|---|---|---|---|---|---|---|---|---|"]
