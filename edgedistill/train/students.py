@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ IGNORE = -100  # positions that carry no loss, torch's convention
 DECODERS = ("llama", "qwen2", "mistral")
 
 
-class Student:
+class Student(ABC):
     """A model, its tokenizer and the format of its inputs. `rust` is the tokenizer that the device runs too."""
 
     family: str
@@ -46,16 +47,16 @@ class Student:
         """(source ids, target ids) of one training example."""
         return (self.format.encode_source(self.rust, text, part), self.format.encode_target(self.rust, target, part))
 
+    @abstractmethod
     def batch(self, examples: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
         """Padded tensors of several examples; `labels` [B, T] holds IGNORE outside the targets."""
-        raise NotImplementedError
 
+    @abstractmethod
     def target_logits(self, batch: dict[str, Tensor], model: Any = None) -> tuple[Tensor, Tensor, Tensor]:
         """(logits [N, V], targets [N], row [N]) over the N target tokens of the batch; `row` is each one's example.
 
         `model` is the student's own or a wrapper around it (data-parallel training).
         """
-        raise NotImplementedError
 
     @torch.no_grad()
     def generate(self, texts: list[str], part: str = "label", batch_size: int = 32,
