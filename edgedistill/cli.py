@@ -26,16 +26,33 @@ Seed = Annotated[int, typer.Option(help="Seed of everything that is drawn.")]
 
 @app.command()
 def teach(
-    gguf: Annotated[str, typer.Option("--gguf", help="Teacher: a GGUF file, a card, or hf:REPO:QUANT.")] = defaults.TEACHER,
+    gguf: Annotated[str | None, typer.Option("--gguf", help="Teacher: a GGUF file, a card, or hf:REPO:QUANT "
+                                             f"(default: {defaults.TEACHER}).")] = None,
+    url: Annotated[str | None, typer.Option(help="Instead of --gguf, a running OpenAI-compatible server: "
+                                            "http://HOST:PORT (its key: $EDGEDISTILL_API_KEY).")] = None,
+    model: Annotated[str | None, typer.Option(help="--url: which of the server's models (default: the first).")] = None,
     run: Run = defaults.RUN,
     task: Annotated[str, typer.Option(help="Task card, or a path to one.")] = defaults.TASK,
     data: Annotated[str | None, typer.Option(help="JSONL(.gz), CSV, Parquet, a folder of splits, hf:NAME, builtin:NAME "
                                              "(default: the card's).")] = None,
     column: Columns = None,
-    samples: Annotated[int, typer.Option(help="Rationales asked for each row.")] = defaults.SAMPLES,
+    prompt: Annotated[str | None, typer.Option(help="How to ask: few-shot, zero-shot, answer-first, similar, or one of the "
+                                               "card's own (default: the card's).")] = None,
+    exemplars: Annotated[str | None, typer.Option(help="Worked rows to take examples from: a file with rationales, or an "
+                                                  "earlier run's corpus.jsonl.")] = None,
+    compare_prompts: Annotated[bool, typer.Option("--compare-prompts", help="Measure all ways to ask on the dev rows and "
+                                                  "end.")] = False,
+    samples: Annotated[int, typer.Option(help="Rationales asked for each row, at most.")] = defaults.SAMPLES,
+    enough: Annotated[int | None, typer.Option(help="Stop at a row once it has so many usable, different rationales.")] = None,
+    hint: Annotated[bool, typer.Option("--hint", help="Rows without a usable rationale get one more try, told the "
+                                       "label.")] = False,
+    soft_targets: Annotated[int, typer.Option(help="Keep the K most likely tokens of each step with their "
+                                              "probabilities.")] = 0,
+    score: Annotated[bool, typer.Option("--score", help="--soft-targets of the rationales that the data have; writes no "
+                                        "new ones.")] = False,
     limit: Annotated[int | None, typer.Option(help="Rows taught, from the first on (default: all; "
                                               f"{defaults.LIMIT} of the built-in task).")] = None,
-    parallel: Annotated[int, typer.Option(help="Sequences decoded together.")] = defaults.PARALLEL,
+    parallel: Annotated[str, typer.Option(help="Sequences decoded together; auto measures what pays.")] = "auto",
     temp: Annotated[float | None, typer.Option(help="0 is greedy (default: 0 for one sample, "
                                                f"{defaults.SAMPLED_TEMP} for several).")] = None,
     top_k: int = defaults.TOP_K, top_p: float = defaults.TOP_P, min_p: float = defaults.MIN_P,
@@ -44,20 +61,39 @@ def teach(
     gpu_layers: Annotated[int, typer.Option(help="Layers on the GPU; -1 is all.")] = 0,
     threads: Threads = None,
     form: Annotated[str | None, typer.Option("--format", help="chat or completion (default: as the model is).")] = None,
-    deterministic: Annotated[bool, typer.Option(help="One row at a time: its text does not depend on the others.")] = False,
+    deterministic: Annotated[bool, typer.Option("--deterministic", help="A row's text does not depend on the rows beside it; "
+                                                "slower.")] = False,
+    api_price: Annotated[str | None, typer.Option(help="IN,OUT: an API's dollars a million tokens, for the ledger.")] = None,
     overwrite: Overwrite = False, as_json: Json = False, list_: Listing = False,
 ) -> None:
     """A GGUF teacher writes rationales and answers for the training rows; each is verified against the label."""
     if list_:
         return _list_cards("teacher", "task")
-    from edgedistill.teach import teach as verb
-
     if form not in (None, "chat", "completion"):
         raise UsageError(f"--format {form}: known are chat, completion")
-    _show(verb(gguf, run=run, task=task, data=data, column=_columns(column), samples=samples, limit=limit,
-               parallel=parallel, temp=temp, top_k=top_k, top_p=top_p, min_p=min_p, seed=seed, ctx_size=ctx_size,
-               gpu_layers=gpu_layers, threads=threads, form=form, deterministic=deterministic, overwrite=overwrite),
-          as_json)
+    if parallel != "auto" and not parallel.isdecimal():
+        raise UsageError(f"--parallel {parallel}: give a number or auto")
+    try:
+        price = tuple(map(float, api_price.split(","))) if api_price else None
+        if price and len(price) != 2:
+            raise ValueError
+    except ValueError as error:
+        raise UsageError(f"--api-price {api_price}: write it as 2.50,10 (input, output)") from error
+    width = None if parallel == "auto" else int(parallel)
+    shared: dict[str, Any] = dict(run=run, task=task, data=data, column=_columns(column), exemplars=exemplars, limit=limit,
+                                  parallel=width, seed=seed, ctx_size=ctx_size, gpu_layers=gpu_layers, threads=threads,
+                                  form=form, overwrite=overwrite)
+    if compare_prompts:
+        from edgedistill.teach.compare import compare_prompts as verb
+
+        if url:
+            raise UsageError("--compare-prompts needs the model itself; give --gguf")
+        return _show(verb(gguf, prompts=tuple(prompt.split(",")) if prompt else (), **shared), as_json)
+    from edgedistill.teach import teach as verb
+
+    _show(verb(gguf, url=url, model=model, prompt=prompt, samples=samples, enough=enough, hint=hint, soft_targets=soft_targets,
+               score=score, temp=temp, top_k=top_k, top_p=top_p, min_p=min_p, deterministic=deterministic, api_price=price,
+               **shared), as_json)
 
 
 @app.command()
@@ -106,13 +142,16 @@ def evaluate(
     split: Annotated[str | None, typer.Option(help="train, dev or test (default: test where there is one).")] = None,
     compare: Annotated[str | None, typer.Option(help="Another subject, for a paired test.")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="GGUF: how to ask, as in teach.")] = None,
+    exemplars: Annotated[str | None, typer.Option(help="GGUF: worked rows to take examples from.")] = None,
+    vote: Annotated[int, typer.Option(min=1, help="GGUF: the majority of so many samples.")] = 1,
     threads: Threads = None, as_json: Json = False,
 ) -> None:
     """Accuracy on a split with its 95 % interval; with --compare a paired test."""
     from edgedistill.evaluate import evaluate as verb
 
     _show(verb(subject, run=run, task=task, data=data, column=_columns(column), split=split, compare=compare, limit=limit,
-               threads=threads), as_json)
+               prompt=prompt, exemplars=exemplars, vote=vote, threads=threads), as_json)
 
 
 @app.command()

@@ -22,13 +22,15 @@ Predict = Callable[[list[Row]], list[str]]
 def evaluate(
     subject: str | None = None, *, run: str = defaults.RUN, task: str | None = None, data: str | None = None,
     column: dict[str, str] | None = None, split: str | None = None, compare: str | None = None,
-    limit: int | None = None, threads: int | None = None, seed: int = defaults.SEED,
+    limit: int | None = None, prompt: str | None = None, exemplars: str | None = None, vote: int = 1,
+    threads: int | None = None, seed: int = defaults.SEED,
 ) -> dict[str, Any]:
     """Answers every row of a split and counts the right ones; returns the result object (DESIGN section 2).
 
     `subject` is a bundle, a student folder, a GGUF file or a teacher card (default: the run's bundle, else its
     student). `data` defaults to the rows that the run was taught from. `split` defaults to test where there is one,
-    else dev. `compare` is another subject for a paired test on the same rows. Raises `UsageError`.
+    else dev. `compare` is another subject for a paired test on the same rows. `prompt`, `exemplars` and `vote` (the
+    majority of so many samples) are for GGUF subjects, as in `teach`. Raises `UsageError`.
     """
     threads = threads or machine.cores()
     place = subject or _default_subject(run)
@@ -41,13 +43,14 @@ def evaluate(
     if not rows:
         raise UsageError(f"{name}: no row of {split} has a label, so there is nothing to count")
     gold = [card.label(row) for row in rows]
-    outcomes, predictions, subject_name, precision = _judge(place, card, rows, gold, threads)
+    asking = (prompt, exemplars, vote)
+    outcomes, predictions, subject_name, precision = _judge(place, card, rows, gold, threads, asking)
     # The test split is for reporting only: each reading of a public one is noted where the project is developed.
     if split == "test" and not name.startswith("builtin:"):
         _note_reading(f"{subject_name} on {name}")
     other = None
     if compare:
-        theirs, _, other_name, _ = _judge(compare, card, rows, gold, threads)
+        theirs, _, other_name, _ = _judge(compare, card, rows, gold, threads, asking)
         other = {"other": other_name, **paired(outcomes, theirs)}
     correct = sum(outcomes)
     result = {
@@ -55,8 +58,10 @@ def evaluate(
         "rows_sha256": rows_.digest(rows), "split": split, "n": len(rows), "correct": correct,
         "accuracy": round(correct / len(rows), 4), "ci95": interval(correct, len(rows)),
         "metric": "value" if card.kind in ("equation", "number") else "exact", "compare": other,
+        **({"prompt": prompt or card.prompt, "vote": vote} if precision == "gguf" else {}),
         "predictions": predictions}
-    file = _result_file(run, subject_name, name, split, len(rows), other)
+    asked = [*([prompt] if prompt else []), *([f"vote{vote}"] if vote > 1 else [])]
+    file = _result_file(run, "_".join([subject_name, *asked]), name, split, len(rows), other)
     runs.write_json(file, result)
     low, high = result["ci95"]
     say(f"eval: {subject_name} on {name}/{split}: {correct} of {len(rows)} right, {100 * result['accuracy']:.1f} % "
@@ -67,10 +72,10 @@ def evaluate(
     return result
 
 
-def _judge(place: str, card: Task, rows: list[Row], gold: list[Any], threads: int,
+def _judge(place: str, card: Task, rows: list[Row], gold: list[Any], threads: int, asking: tuple[str | None, str | None, int],
            ) -> tuple[list[bool], list[dict[str, Any]], str, str]:
     """(right or wrong by row, predictions, the subject's name, its precision)."""
-    predict, name, precision = _subject(place, card, threads)
+    predict, name, precision = _subject(place, card, threads, asking)
     texts = predict(rows)
     outcomes, predictions = [], []
     for row, text, label in zip(rows, texts, gold, strict=True):
@@ -81,7 +86,7 @@ def _judge(place: str, card: Task, rows: list[Row], gold: list[Any], threads: in
     return outcomes, predictions, name, precision
 
 
-def _subject(place: str, card: Task, threads: int) -> tuple[Predict, str, str]:
+def _subject(place: str, card: Task, threads: int, asking: tuple[str | None, str | None, int]) -> tuple[Predict, str, str]:
     folder = Path(place)
     if (folder / "bundle.json").is_file():
         from edgedistill.edge import Student
@@ -107,26 +112,42 @@ def _subject(place: str, card: Task, threads: int) -> tuple[Predict, str, str]:
         if model.format is None:
             model.set_task(card)
         return (lambda rows: model.answers([card.question(row) for row in rows])), runs.subject_name(place), "torch fp32"
-    return _teacher(place, card, threads)
+    return _teacher(place, card, threads, *asking)
 
 
-def _teacher(place: str, card: Task, threads: int) -> tuple[Predict, str, str]:
-    """A GGUF model with the task card's prompt, greedy: the same path as `teach`."""
-    from edgedistill.teach.asker import Asker
-    from edgedistill.teach.engine import Request, Sampling
+def _teacher(place: str, card: Task, threads: int, prompt: str | None, exemplars: str | None,
+             vote: int) -> tuple[Predict, str, str]:
+    """A GGUF model with the task card's prompt: the same path as `teach`. Greedy, or the majority of `vote` samples."""
+    from edgedistill.teach import prompter_of
+    from edgedistill.teach.asker import Ask, ready
+    from edgedistill.teach.completion import Sampling
+    from edgedistill.teach.ledger import majority
+    from edgedistill.teach.session import row_seed
     from edgedistill.teach.source import resolve
+    from edgedistill.teach.verify import judge
 
     source = resolve(place)
+    prompter = prompter_of(card, prompt, exemplars)
 
     def predict(rows: list[Row]) -> list[str]:
-        progress = Progress("eval", len(rows), "rows")
-        texts = {}
-        with Asker(source, card, rows, parallel=defaults.PARALLEL, threads=threads) as asker:
-            requests = (Request(r.id, asker.prompts[r.id], 0) for r in rows if r.id not in asker.too_long)
-            for done in asker.engine.generate(requests, Sampling(), card.max_new_tokens, asker.stop):
-                texts[done.key] = card.split(done.text)[1] or ""
+        progress = Progress("eval", vote * len(rows), "answers")
+        answers: dict[str, dict[int, tuple[str, str]]] = {row.id: {} for row in rows}  # by seed: (value, text)
+        seeds = {row.id: [row_seed(defaults.SEED, row.id, sample) for sample in range(vote)] for row in rows}
+        temp = defaults.SAMPLED_TEMP if vote > 1 else defaults.TEMP
+        sampling = Sampling(temp, defaults.TOP_K, defaults.TOP_P, defaults.MIN_P)
+        with ready(source, prompter, rows, threads=threads, samples=vote) as asker:
+            for done in asker.ask((Ask(row, row, tuple(seeds[row.id])) for row in rows if row.id not in asker.too_long),
+                                  sampling):
+                judged = judge(card, done.key, done.text, done.finish)
+                if judged["value"] is not None:
+                    answers[done.key.id][done.seed] = judged["value"], judged["answer"]
                 progress.advance()
-        return [texts.get(row.id, "") for row in rows]
+        texts = []
+        for row in rows:  # in the samples' order, whichever ended first
+            its = [answers[row.id][seed] for seed in seeds[row.id] if seed in answers[row.id]]
+            winner = majority([value for value, _ in its])
+            texts.append(next((text for value, text in its if value == winner), ""))
+        return texts
 
     return predict, source.name, "gguf"
 

@@ -22,10 +22,13 @@ def say(text: str = "") -> None:
 
 
 class Progress:
-    """Counts `total` units of work; `advance()` prints what a user wants to see while waiting."""
+    """Counts `total` units of work; `advance()` prints what a user wants to see while waiting.
 
-    def __init__(self, title: str, total: int, unit: str, every: float = 15.0) -> None:
-        self.title, self.total, self.unit, self.every = title, total, unit, every
+    The first `settle` units say nothing about the time left: of units that run side by side, the first one comes late.
+    """
+
+    def __init__(self, title: str, total: int, unit: str, every: float = 15.0, settle: int = 0) -> None:
+        self.title, self.total, self.unit, self.every, self.settle = title, total, unit, every, settle
         self.done = 0
         self.start = self.printed = time.monotonic()
         self.live = sys.stderr.isatty()
@@ -45,6 +48,6 @@ class Progress:
 
     def _line(self, now: float, note: str, end: str) -> None:
         rate = self.done / max(now - self.start, 1e-9)
-        left = f", {clock((self.total - self.done) / rate)} left" if 0 < self.done < self.total else ""
+        left = f", {clock((self.total - self.done) / rate)} left" if self.settle < self.done < self.total else ""
         text = f"{self.title}: {self.done}/{self.total} {self.unit}, {rate:.3g}/s{left}{note and ', ' + note}"
         print(f"\r\033[K{text}" if self.live else text, end=end, file=sys.stderr, flush=True)

@@ -116,6 +116,7 @@ def _tiles(found: dict[str, Any]) -> str:
 
 def _teach(result: dict[str, Any]) -> str:
     counts = {"verified": result["verified"], **result["rejected"]}
+    counts["told the label"] = result.get("hints", 0)
     counts["unlabelled"] = result["samples"] - sum(counts.values())
     counts = {name: n for name, n in counts.items() if n}
 
@@ -131,8 +132,20 @@ def _teach(result: dict[str, Any]) -> str:
     return ("<h2>What the teacher wrote</h2>"
             f"<p>{_e(result['teacher'])} ({_e(result['licence'])}) wrote {result['samples']} rationales for "
             f"{result['rows']} rows in {clock(result['seconds'])}: {result['prompt_tokens']} prompt tokens, "
-            f"{result['generated_tokens']} new ones.{limits} Rejected rows are kept with their verdict.</p>"
+            f"{result['generated_tokens']} new ones.{limits} Rejected rows are kept with their verdict.</p>{_ledger(result)}"
             + _figure(draw, f"Bars of the teacher's samples by verdict: {words}.", (7, 0.5 + 0.4 * len(counts))))
+
+
+def _ledger(result: dict[str, Any]) -> str:
+    """What can be trained on, and why the rest cannot; nothing for a result of before there were ledgers."""
+    found = result.get("ledger")
+    if not found:
+        return ""
+    dropped = "; ".join(f"{count} because {reason}" for reason, count in found["dropped"].items()) or "none"
+    cost = f" An API would have charged {found['api_dollars']:.2f} dollars." if found["api_dollars"] is not None else ""
+    text = (f"{found['rows_usable']} of {found['rows']} rows have a usable rationale ({found['rationales']} in all). "
+            f"Dropped: {dropped}.{cost}")
+    return f"<p>{_e(text)}</p>"
 
 
 def _train(result: dict[str, Any]) -> str:

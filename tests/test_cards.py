@@ -5,13 +5,15 @@ import gzip
 import json
 import os
 import re
+from collections import Counter
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
 from edgedistill import cards, kit
 from edgedistill.errors import UsageError
-from edgedistill.tasks import wordmath
+from edgedistill.tasks import arithmetic, wordmath
 from edgedistill.tasks.data import Row
 from edgedistill.tasks.task import Task
 from edgedistill.teach import judge
@@ -21,7 +23,10 @@ KINDS = {"teachers/models": cards.Teacher, "teachers/tasks": Task, "export/targe
 FILES = sorted(path for top in ("teachers", "export") for path in kit.folder(top).rglob("*.toml"))
 TASKS = [cards.load(Task, name) for name in cards.names(Task)]
 EXEMPLARS = [(task, exemplar) for task in TASKS for exemplar in task.exemplars]
+STEPPED = [(task, exemplar) for task, exemplar in EXEMPLARS if exemplar.steps]
 LISTED = re.compile(r"^\([a-z]\) (.+)$", re.MULTILINE)
+STEP = re.compile(r"[A-Z][^\W\d_]*(?: [^\W\d_]+)*: ([-+*/() .\d]+) = (\d+(?:\.\d+)?)\.(?: |$)")
+NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def ids(values):
@@ -158,6 +163,42 @@ def test_calculations_in_a_rationale_are_right(task, exemplar):
     equation = Task("e", "e", "equation")
     for calculation, value in found:
         assert equation.same(equation.parse(calculation), equation.parse(value)), calculation
+
+
+def test_equations_come_with_steps():
+    assert {id(e) for _, e in STEPPED} >= {id(e) for task, e in EXEMPLARS if task.kind == "equation"}
+
+
+@pytest.mark.parametrize(("task", "exemplar"), STEPPED, ids=ids(STEPPED))
+def test_steps_hold_and_end_at_the_answer(task, exemplar):
+    steps = STEP.findall(exemplar.steps)
+    assert steps and STEP.sub("", exemplar.steps) == ""
+    for expression, value in steps:
+        assert arithmetic.equal(arithmetic.evaluate(expression), arithmetic.evaluate(value)), expression
+    answer = task.parse(exemplar.answer, choices(task, exemplar))
+    assert arithmetic.equal(arithmetic.evaluate(steps[-1][1]), Fraction(answer.value))
+
+
+@pytest.mark.parametrize(("task", "exemplar"), STEPPED, ids=ids(STEPPED))
+def test_steps_use_the_numbers_of_the_question_and_every_earlier_result(task, exemplar):
+    known, unused = set(NUMBER.findall(exemplar.input)), set()
+    if task.kind != "equation":  # where the rationale may state others, such as the 0.25 of 25%
+        known |= set(NUMBER.findall(exemplar.rationale))
+    for expression, value in STEP.findall(exemplar.steps):
+        used = set(NUMBER.findall(expression))
+        assert used <= known
+        known.add(value)
+        unused = unused - used | {value}
+    assert len(unused) == 1
+
+
+def test_right_answers_stand_in_every_place_about_equally_often():
+    for task in TASKS:
+        if task.kind == "choice":
+            of = [choices(task, exemplar) for exemplar in task.exemplars]
+            places = Counter({place: 0 for place in range(max(map(len, of)))})
+            places.update(listed.index(exemplar.answer) for listed, exemplar in zip(of, task.exemplars, strict=True))
+            assert max(places.values()) - min(places.values()) <= 1, (task.name, places)
 
 
 def test_exemplars_show_every_fixed_choice():

@@ -6,10 +6,14 @@ One thread: on a shared machine llama.cpp's threads wait for each other in a loo
 import re
 
 import llama_cpp
+import numpy as np
 import pytest
 
 from edgedistill.errors import UsageError
-from edgedistill.teach.engine import Engine, Request, Sampling, common_prefix
+from edgedistill.teach import soft
+from edgedistill.teach.completion import Request, Sampling
+from edgedistill.teach.engine import Engine, common_prefix
+from edgedistill.teach.sampling import draw
 
 PROMPTS = ["The capital of France is", "Once upon a time there was a", "Q: What is 2 + 2?\nA:"]
 # Texts whose next words are certain. Where two candidates are nearly equal, a batch of another size rounds
@@ -39,7 +43,7 @@ def generate(engine, texts, slots=1, share=True, sampling=None, new=NEW, seeds=N
     tokens = [engine.tokenize(text, True, False) for text in texts]
     prefix = common_prefix(tokens) if share else ()
     engine.prepare(prefix, max(map(len, tokens)) - len(prefix) + new, slots)
-    requests = [Request(i, t, (seeds or [0] * len(texts))[i]) for i, t in enumerate(tokens)]
+    requests = [Request(i, t, ((seeds or [0] * len(texts))[i],)) for i, t in enumerate(tokens)]
     done = list(engine.generate(requests, sampling or Sampling(), new, stop))
     assert sorted(c.key for c in done) == list(range(len(texts)))
     return sorted(done, key=lambda c: c.key)
@@ -124,7 +128,7 @@ def test_end_of_text_token_ends_a_text(engine):
     prompt = "<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\nHi!"
     tokens = engine.tokenize(prompt, False, True)
     engine.prepare((), len(tokens) + 60, 1)
-    done, = engine.generate([Request("a", tokens, 0)], Sampling(), 60)
+    done, = engine.generate([Request("a", tokens)], Sampling(), 60)
     assert done.finish == "stop" and "<|im_end|>" not in done.text and done.generated_tokens < 60
 
 
@@ -140,11 +144,129 @@ def test_requests_are_taken_only_when_a_slot_is_free(engine):
     def requests():
         for i in range(6):
             taken.append(i)
-            yield Request(i, engine.tokenize(f"{i} + {i} is", True, False), 0)
+            yield Request(i, engine.tokenize(f"{i} + {i} is", True, False))
 
     engine.prepare((), 16, 2)
     next(engine.generate(requests(), Sampling(), 3))
     assert len(taken) <= 3
+
+
+# Several texts of one prompt
+
+
+def ask(engine, requests, sampling, new=8, soft_targets=0):
+    """Texts by (key, seed), of a context that is prepared already."""
+    done = list(engine.generate(requests, sampling, new, soft_targets=soft_targets))
+    assert sorted((c.key, c.seed) for c in done) == sorted((r.key, seed) for r in requests for seed in r.seeds)
+    return {(c.key, c.seed): c.text for c in done}
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temp=1.0)], ids=["greedy", "sampled"])
+def test_seeds_of_one_request_give_the_texts_of_a_request_each(engine, sampling):
+    tokens = [engine.tokenize(text, True, False) for text in PROMPTS[:2]]
+    prefix = common_prefix([(*tokens[0], 1), (*tokens[0], 2)])
+    for shared, own in (((), tokens), (prefix, [(*prefix, *t) for t in tokens])):
+        engine.prepare(shared, 24, 1)
+        together = ask(engine, [Request(i, t, (7, 8, 9)) for i, t in enumerate(own)], sampling)
+        apart = ask(engine, [Request(i, t, (seed,)) for i, t in enumerate(own) for seed in (7, 8, 9)], sampling)
+        assert together == apart
+        assert len(set(together.values())) == (2 if sampling.temp == 0 else 6)
+
+
+@pytest.mark.parametrize("independent", [False, True], ids=["pool", "streams"])
+def test_seeds_and_slots_need_not_be_equally_many(engine, independent):
+    tokens = [engine.tokenize(text, True, False) for text in COUNTS[:2]]
+    engine.prepare((), 50, 3, independent)
+    for seeds in ((1, 2), (1, 2, 3, 4, 5), (6,), (5, 5, 5, 5)):  # fewer and more than slots, one, the same
+        done = list(engine.generate([Request(i, t, seeds) for i, t in enumerate(tokens)], Sampling(), 6))
+        assert sorted((c.key, c.seed) for c in done) == [(i, seed) for i in range(2) for seed in sorted(seeds)]
+        assert {(c.key, c.text[:3]) for c in done} == {(0, NEXT[0][:3]), (1, NEXT[1][:3])}
+
+
+def test_prompt_is_decoded_once_for_all_its_seeds(engine, monkeypatch):
+    tokens, fed = engine.tokenize(LONG[:200], True, False), []
+    engine.prepare((), len(tokens) + 4, 2)
+    decode = engine.decode
+    monkeypatch.setattr(engine, "decode", lambda entries: (fed.append(len(entries)), decode(entries)))
+    ask(engine, [Request(0, tokens, (1, 2, 3, 4))], Sampling(), new=3)
+    assert len(tokens) + 4 * 2 == sum(fed)
+
+
+# A row's text and the rows beside it
+
+
+def test_in_streams_a_text_is_the_same_whatever_runs_beside_it(engine, monkeypatch):
+    drawn = {}
+
+    def noting(logits, sampling, random):
+        drawn.setdefault(random.bit_generator.seed_seq.entropy, []).append(hash(logits.tobytes()))
+        return draw(logits, sampling, random)
+
+    def run(requests):
+        """Every bit of the logits, by seed."""
+        drawn.clear()
+        ask(engine, requests, Sampling(temp=1.0))
+        return dict(drawn)
+
+    monkeypatch.setattr("edgedistill.teach.engine.draw", noting)
+    # Behind 246 tokens: each row crosses the border of 256, at which llama.cpp looks at more cells, at its own step.
+    prompts = [f"{LONG[:246]}\n\n{text}" for text in [*PROMPTS, "Dear Ann,\n"]]
+    tokens = [engine.tokenize(text, True, False) for text in prompts]
+    prefix = common_prefix(tokens)
+    assert 240 < len(prefix) < 256
+    engine.prepare(prefix, 40, 4, independent=True)
+    rows = [Request(i, t, (i, i + 50)) for i, t in enumerate(tokens)]
+    wanted = run(rows)  # the second seeds begin when other rows are in the middle of theirs
+    assert len({bits[-1] for bits in wanted.values()}) == 8
+    assert engine.is_independent()
+    for row in rows[1:3]:
+        assert run([row]) == {seed: wanted[seed] for seed in row.seeds}
+    assert run(rows[::-1]) == wanted
+    split = [Request(r.key, r.prompt, (seed,)) for r in rows for seed in r.seeds]
+    assert run([split[i] for i in (5, 0, 3, 6, 1, 7, 2, 4)]) == wanted
+
+
+def test_rows_whose_logits_depend_on_their_place_are_not_independent(engine, monkeypatch):
+    engine.prepare((), 20, 3, independent=True)
+    logits = engine.logits
+    monkeypatch.setattr(engine, "logits", lambda i: logits(i) * np.float32(1 + 1e-6 * i))
+    assert not engine.is_independent()
+    engine.prepare((), 20, 1)
+    assert engine.is_independent()  # a row alone
+
+
+# Soft targets
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temp=1.5, top_k=0, top_p=1.0, min_p=0.0)], ids=["greedy", "hot"])
+def test_soft_targets_are_those_of_the_text_and_of_scoring_it(engine, sampling):
+    tokens = engine.tokenize("<|im_start|>user\nSay hi.<|im_end|>\n<|im_start|>assistant\nHi", False, True)
+    engine.prepare(tokens[:3], 60, 2)
+    done = list(engine.generate([Request(0, tokens, (1, 2))], sampling, 10, soft_targets=5))
+    for made in done:
+        soft.check(made.soft, made.text, engine.piece, engine.is_end)
+        taken = made.soft["ids"][np.arange(len(made.soft)), made.soft["place"]]
+        assert len(taken) == made.generated_tokens + (made.finish == "stop") and engine.is_end(taken[-1]) == (
+            made.finish == "stop")
+        assert (made.soft["place"] == 0).all() == (sampling.temp == 0)
+        assert (np.diff(made.soft["logprobs"][:, :4]) <= 0).all()
+        scored = engine.score(tokens, tuple(map(int, taken)), 5)
+        assert (scored["place"] == made.soft["place"]).all() and (scored["ids"] == made.soft["ids"]).all()
+        assert np.abs(scored["logprobs"] - made.soft["logprobs"]).max() < 0.05
+        assert (engine.score(tokens, tuple(map(int, taken)), 5) == scored).all()  # it leaves no trace
+
+
+def test_text_longer_than_a_batch_is_scored_token_by_token(engine, monkeypatch):
+    tokens = engine.tokenize(LONG, True, False)[:160]
+    engine.prepare(tokens[:2], 160, 1)
+    whole = engine.score(tokens[:5], tokens[5:], 3)
+    assert whole["ids"][np.arange(155), whole["place"]].tolist() == list(tokens[5:])
+    assert whole["logprobs"][-60:, 0].astype(float).min() > np.log(0.5) and (whole["place"][-60:] == 0).all()  # it counts
+    monkeypatch.setattr(engine, "room", 20)  # of a batch, as in a small context
+    for first in (5, 100):  # text and prompt longer than a batch
+        parts = engine.score(tokens[:first], tokens[first:], 3)
+        assert (parts["ids"][-60:, 0] == whole["ids"][-60:, 0]).all()
+        assert np.abs(parts["logprobs"][-60:, 0].astype(float) - whole["logprobs"][-60:, 0]).max() < 0.05
 
 
 def test_probe_of_the_speed_leaves_no_trace(engine):
@@ -152,7 +274,7 @@ def test_probe_of_the_speed_leaves_no_trace(engine):
     tokens = [engine.tokenize(text, True, False) for text in PROMPTS]
     engine.prepare((), max(map(len, tokens)) + 8, 2)
     assert engine.step_seconds() > 0
-    requests = [Request(i, t, 0) for i, t in enumerate(tokens)]
+    requests = [Request(i, t) for i, t in enumerate(tokens)]
     after = sorted(engine.generate(requests, Sampling(), 8), key=lambda c: c.key)
     assert after == before
 
@@ -167,14 +289,14 @@ def test_request_outside_the_shared_prefix_is_a_mistake(engine):
     engine.prepare(tokens, 8, 1)
     for wrong in (engine.tokenize("four five six", True, False), tokens):
         with pytest.raises(ValueError, match="begin with the shared prefix"):
-            list(engine.generate([Request(0, wrong, 0)], Sampling(), 4))
+            list(engine.generate([Request(0, wrong)], Sampling(), 4))
 
 
 def test_context_too_small_for_its_requests_is_one_line(engine):
     tokens = engine.tokenize(LONG, True, False)
     engine.prepare((), 64, 1)  # rounded up to 256 cells
     with pytest.raises(UsageError, match=r"could not decode .*lower --parallel or raise --ctx-size"):
-        list(engine.generate([Request(0, tokens, 0)], Sampling(), 4))
+        list(engine.generate([Request(0, tokens)], Sampling(), 4))
 
 
 def test_common_prefix_leaves_every_prompt_a_token():
@@ -189,7 +311,7 @@ def test_common_prefix_leaves_every_prompt_a_token():
 def test_tokens_of_a_text_give_the_text_back(engine):
     for text in ("plain", "ü ß 🔑\n\ttab", "<|im_start|>", " " * 50, "x" * 3000):
         tokens = engine.tokenize(text, False, False)
-        assert b"".join(map(engine._piece, tokens)).decode() == text
+        assert b"".join(map(engine.piece, tokens)).decode() == text
     control = "<|im_start|>"
     assert len(engine.tokenize(control, False, True)) == 1 < len(engine.tokenize(control, False, False))
     assert engine.special("bos") == "<|im_start|>" and engine.special("eos") == "<|im_end|>"

@@ -38,10 +38,30 @@ def test_completion_is_split_at_the_answer_lead():
         "He had 48 kites and 13 tore.", "( 48 - 13 ).")
     assert EQUATION.split("Add them.\nThe answer is: 3 + 4\nQ: Next question") == ("Add them.", "3 + 4")
     assert EQUATION.split("First, the answer is 3.") == ("First, the answer is 3.", None)
-    assert EQUATION.split("The answer is 3? No. The answer is 4.") == ("The answer is 3? No.", "4.")
+    assert EQUATION.split("So the answer is 3? No. The answer is 4.") == ("So the answer is 3? No.", "4.")
+    assert EQUATION.split("So. The answer is 3? No. The answer is 4.") == ("So. The answer is 3? No.", "4.")
     assert EQUATION.split("So. The answer is") == ("So.", "")
     assert EQUATION.split("") == ("", None)
     assert EQUATION.parse("") is EQUATION.parse(None) is EQUATION.parse("  \n") is None
+
+
+@pytest.mark.parametrize(("text", "rationale", "answer"), [
+    ("The answer is 2.5. He had 5 and half was eaten.", "He had 5 and half was eaten.", "2.5."),
+    (" The answer is: 3 + 4\nAdd them.\nBoth of them.", "Add them.\nBoth of them.", "3 + 4"),
+    ("The answer is yes.\n\nIt is so.", "It is so.", "yes."), ("The answer is:\n7.\nAdd.", "Add.", "7."),
+    ("The answer is 7.", "", "7."), ("The answer is 7", "", "7"), ("The answer is", "", ""),
+    ("The answer is 1,000.50. The answer is not 5.", "The answer is not 5.", "1,000.50."),
+])
+def test_answer_may_come_first(text, rationale, answer):
+    assert EQUATION.split(text) == (rationale, answer)
+
+
+def test_thoughts_of_a_reasoning_model_are_left_out():
+    thoughts = "<think>\nThe answer is 5? No.\n</think>\n\n"
+    assert EQUATION.split(f"{thoughts}Add them. The answer is 7.") == ("Add them.", "7.")
+    assert EQUATION.split(f"{thoughts}The answer is 7. Add them.") == ("Add them.", "7.")
+    assert EQUATION.split(thoughts) == ("", None)
+    assert EQUATION.split("One. </think> Two. </think> Three.") == ("Three.", None)
 
 
 @pytest.mark.parametrize(("text", "spelling", "value"), [

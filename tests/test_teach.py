@@ -13,9 +13,11 @@ import pytest
 from edgedistill import runs
 from edgedistill.errors import Error, UsageError
 from edgedistill.tasks.data import Row, read_file
-from edgedistill.tasks.metrics import interval
-from edgedistill.tasks.task import Task
-from edgedistill.teach import judge, read_corpus, row_seed, teach
+from edgedistill.tasks.metrics import interval, paired
+from edgedistill.tasks.task import Exemplar, Task
+from edgedistill.teach import judge, read_corpus, read_exemplars, row_seed, soft, teach
+from edgedistill.teach.compare import compare_prompts
+from edgedistill.teach.verify import settle
 
 CARD = '''
 title = "Short sums"
@@ -35,6 +37,8 @@ answer = "9 - 4"
 '''
 KEYS = ["id", "sample", "input", "label", "rationale", "answer", "value", "verdict", "hint", "finish_reason",
         "prompt_tokens", "generated_tokens", "seed"]
+LATER = {"agreement", "reason"}  # behind the contract's keys, where they mean something
+USABLE = {"verified", "unlabelled"}
 RESULT_KEYS = {
     "schema", "kind", "created", "commit", "machine", "versions", "rows", "samples", "verified", "accuracy",
     "ci95", "prompt_tokens", "generated_tokens", "seconds", "rows_per_s", "rejected"}
@@ -64,6 +68,14 @@ def options(flags):
 
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def keys(row):
+    """A corpus row's keys: the contract's, after a look at the later ones."""
+    own = [key for key in row if key not in LATER]
+    assert list(row)[:len(own)] == own
+    assert ("reason" in row) == (row["verdict"] not in USABLE)
+    return own
 
 
 def contents(folder):
@@ -121,7 +133,7 @@ def test_corpus_rows_have_exactly_the_contracts_keys(taught):
     run, _, rows, _ = taught
     given = {row["id"]: row for row in rows}
     for row in read_corpus(run):
-        assert list(row) == KEYS
+        assert keys(row) == KEYS and 0 <= row["agreement"] <= 1
         assert row["input"] == given[row["id"]]["input"] and row["label"] == given[row["id"]].get("label")
         assert row["seed"] == row_seed(0, row["id"], row["sample"]) and row["hint"] is False
         assert row["verdict"] in VERDICTS and row["finish_reason"] in {"stop", "length", "prompt_too_long"}
@@ -192,6 +204,9 @@ def test_asked_again_it_does_nothing(taught, capfd):
     ({"form": "chat"}, 'form is "completion" there, "chat" asked'), ({"task": "svamp"}, "card (hash)"),
     ({"deterministic": True}, "deterministic is false there, true asked"),
     ({"ctx_size": None}, "ctx_size is 256 there, null asked"),
+    ({"prompt": "zero-shot"}, 'prompt is "few-shot" there, "zero-shot" asked'),
+    ({"enough": 1}, "enough is null there, 1 asked"), ({"hint": True}, "hint is null there, true asked"),
+    ({"soft_targets": 5}, "soft_targets is null there, 5 asked"),
 ])
 def test_other_configuration_is_refused_and_nothing_changes(taught, change, difference):
     run, _, _, flags = taught
@@ -219,7 +234,8 @@ def test_row_with_choices_of_its_own_keeps_them(tmp_path, teacher_path):
     (tmp_path / "picks.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*rows, rows[0]]))
     result = teach(str(teacher_path), run="run", task="pick.toml", data="picks.jsonl", threads=1, parallel=1)
     corpus = read_corpus("run")
-    assert result["rows"] == 2 and all(list(row) == [*KEYS[:4], "choices", *KEYS[4:]] for row in corpus)
+    assert result["rows"] == 2 and all(keys(row) == [*KEYS[:4], "choices", *KEYS[4:]] for row in corpus)
+    assert not any("agreement" in row for row in corpus)  # one sample a row
     assert all(row["choices"] in (["ice", "fire"], ["cow", "bird"]) for row in corpus)
     assert all(row["answer"] in [*row["choices"], None] for row in corpus)
 
@@ -261,6 +277,255 @@ def test_no_row_that_fits_is_one_line_and_a_larger_context_goes_on(tmp_path, tea
     assert teach(str(teacher_path), **flags)["samples"] == 2
 
 
+# Several rounds, hints, soft targets
+
+
+@pytest.fixture(scope="module")
+def rounds(tmp_path_factory, teacher_path):
+    """A run that asks until a row has two usable rationales, then with a hint, and keeps soft targets."""
+    folder = tmp_path_factory.mktemp("rounds")
+    rows = [*sums(4), {"id": "odd", "input": "Ann has 2 pens and gets 3 more.", "label": "999 * 7"}, *OPEN, LONG]
+    flags = {**material(folder, rows), "run": str(folder / "run"), "samples": 4, "enough": 2, "hint": True, "soft_targets": 5,
+             "parallel": 4, "temp": 0.8, "ctx_size": 256, "form": "completion", "threads": 1, "api_price": (1.0, 10.0)}
+    return folder / "run", teach(str(teacher_path), **flags), rows
+
+
+def by_row(run):
+    rows = {}
+    for row in read_corpus(run):
+        rows.setdefault(row["id"], []).append(row)
+    return rows
+
+
+def test_row_is_asked_until_it_has_enough_usable_rationales(rounds):
+    run, _, rows = rounds
+    taught = by_row(run)
+    assert list(taught) == [row["id"] for row in rows]
+    ended = set()
+    for samples in taught.values():
+        own = [row for row in samples if not row["hint"]]
+        assert [row["sample"] for row in own] == list(range(len(own)))
+        usable = [row["verdict"] in USABLE for row in own]
+        assert sum(usable[:-1]) < 2 <= len(own) and (sum(usable) >= 2 or len(own) == 4)
+        ended.add(len(own))
+    assert len(ended) > 1  # some rows needed more rounds than others
+    assert len(taught["odd"]) == 5 and len(taught["long"]) == 4
+
+
+def test_row_without_a_rationale_gets_one_more_try_that_is_told_the_label(rounds):
+    run, _, rows = rounds
+    labels = {row["id"]: row.get("label") for row in rows}
+    for identity, samples in by_row(run).items():
+        told = [row for row in samples if row["hint"]]
+        lacking = not any(row["verdict"] in USABLE for row in samples if not row["hint"])
+        assert len(told) == (lacking and labels[identity] is not None and identity != "long")
+        for row in told:
+            assert row is samples[-1] and row["sample"] == 4 and row["seed"] == row_seed(0, identity, 4)
+            assert keys(row) == KEYS and "agreement" not in row
+            assert row["prompt_tokens"] > samples[0]["prompt_tokens"]
+
+
+def test_hints_count_neither_as_right_nor_as_verified(rounds):
+    run, result, _ = rounds
+    journal = lines(run / "teach/journal.jsonl")
+    own = [row for row in journal if not row["hint"] and row["label"] is not None]
+    right = sum(row["verdict"] == "verified" for row in own)
+    assert len(own) < len(journal) == result["samples"] and result["accuracy"] == round(right / len(own), 4)
+    corpus = read_corpus(run)
+    assert result["verified"] == sum(row["verdict"] == "verified" and not row["hint"] for row in corpus)
+    assert sum(result["rejected"].values()) == sum(row["verdict"] not in USABLE and not row["hint"] for row in corpus)
+
+
+def test_ledger_says_what_was_asked_and_what_it_would_have_cost(rounds):
+    _, result, rows = rounds
+    ledger = result["ledger"]
+    assert ledger["rows"] == len(rows) and ledger["rows_usable"] >= ledger["rows_hinted"]
+    assert ledger["prompt_tokens"] == result["prompt_tokens"] and ledger["generated_tokens"] == result["generated_tokens"]
+    assert ledger["api_dollars"] == round((result["prompt_tokens"] + 10 * result["generated_tokens"]) / 1e6, 4)
+    assert ledger["dropped"]["the prompt does not fit the context"] == 4
+
+
+def test_every_sample_has_its_soft_targets(rounds):
+    run, _, _ = rounds
+    corpus = {(row["id"], row["sample"]): row for row in read_corpus(run) if row["generated_tokens"]}
+    pieces = soft.vocabulary(run / "teach/soft")
+    read = {(identity, sample): records for identity, sample, records in soft.read(run / "teach/soft")}
+    assert list(read) == list(corpus) and any(row["hint"] for row in corpus.values())
+    for key, records in read.items():
+        row = corpus[key]
+        assert 0 <= len(records) - row["generated_tokens"] <= (row["finish_reason"] == "stop")  # the end of text
+        taken = records["ids"][range(len(records)), records["place"]]
+        assert row["rationale"] in b"".join(pieces[int(token)] for token in taken).decode(errors="ignore")
+    assert not any("soft" in row for row in read_corpus(run))
+
+
+def test_soft_targets_are_outputs_of_the_stage_and_nothing_raw_is_left(rounds):
+    run, _, _ = rounds
+    manifest = runs.finished(run, "teach")
+    files = {f"soft/{path.name}" for path in (run / "teach/soft").iterdir()}
+    assert files == {"soft/00000.safetensors", "soft/vocabulary.json"} <= set(manifest["outputs"])
+    assert all(runs.sha256(run / "teach" / name) == manifest["outputs"][name] for name in files)
+
+
+def test_duplicates_of_the_corpus_are_those_of_settling_the_journal(rounds):
+    run, _, _ = rounds
+    journal = {}
+    for row in lines(run / "teach/journal.jsonl"):
+        journal.setdefault(row["id"], []).append({k: v for k, v in row.items() if k != "soft"})
+    for identity, samples in by_row(run).items():
+        assert samples == settle(sorted(journal[identity], key=lambda row: row["sample"]))
+
+
+# The data's own rationales
+
+
+def test_rationales_of_the_data_are_scored_and_not_written_anew(tmp_path, teacher_path, monkeypatch):
+    rows = [{"id": "a", "input": "1 and 2?", "label": "1 + 2", "rationale": "Add both."},
+            {"id": "b", "input": "1 and 3?", "label": "1 + 3", "rationale": "So. The answer is 9 - 1."},
+            {"id": "c", "input": "1 and 4?", "label": "1 + 4", "rationale": "Count: " + "one, " * 70},
+            {"id": "d", "input": "1 and 5?", "label": "1 + 5", "rationale": "More " * 200},
+            {"id": "e", "input": "1 and 6?", "label": "1 + 6"}, {"id": "f", "input": "1 and 7?", "rationale": "Add."}]
+    flags = {**material(tmp_path, rows), "run": "run", "threads": 1, "form": "completion", "soft_targets": 4, "score": True,
+             "ctx_size": 256}
+
+    def kill(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as late, pytest.raises(KeyboardInterrupt):
+        late.setattr(runs.Stage, "done", kill)  # all is there but the result
+        teach(str(teacher_path), **flags)
+    result = teach(str(teacher_path), **flags)
+    corpus = {row["id"]: row for row in read_corpus("run")}
+    assert {identity: (row["verdict"], row["finish_reason"]) for identity, row in corpus.items()} == {
+        "a": ("verified", "scored"), "b": ("wrong", "scored"), "c": ("verified", "scored"),  # longer than max_new_tokens
+        "d": ("truncated", "prompt_too_long")}
+    assert (result["rows"], result["samples"], result["verified"]) == (4, 4, 2)
+    assert all(keys(row) == KEYS for row in corpus.values())
+    assert [corpus[i]["rationale"] for i in "abcd"] == ["Add both.", "So.", rows[2]["rationale"].strip(), ""]
+    pieces = soft.vocabulary("run/teach/soft")
+    texts = {}
+    for identity, _, records in soft.read("run/teach/soft"):
+        taken = records["ids"][range(len(records)), records["place"]]
+        assert len(taken) == corpus[identity]["generated_tokens"] + 1 and pieces[int(taken[-1])] == b""
+        texts[identity] = b"".join(pieces[int(token)] for token in taken).decode()
+    assert texts["a"] == " Add both. The answer is 1 + 2." and texts["b"] == " So. The answer is 9 - 1."
+    assert len(texts) == 3
+
+
+# Ways to ask
+
+
+def test_prompt_and_exemplars_decide_what_the_teacher_reads(tmp_path, teacher_path):
+    Path("worked.jsonl").write_text("".join(json.dumps({**row, "rationale": "Add."}) + "\n" for row in sums(4)))
+    flags = {**material(tmp_path, sums(2)), "limit": 1, "threads": 1, "form": "completion", "parallel": 1}
+    read = {}
+    for name, prompt, exemplars in (("few", None, None), ("zero", "zero-shot", None), ("similar", "similar", "worked.jsonl")):
+        result = teach(str(teacher_path), run=name, prompt=prompt, exemplars=exemplars, **flags)
+        assert result["prompt"] == runs.finished(name, "teach")["config"]["prompt"] == (prompt or "few-shot")
+        read[name] = result["prompt_tokens"]
+    assert read["zero"] < read["few"] < read["similar"]  # none, the card's two, the file's without the row itself
+    assert {name for name in read if "exemplars" in runs.finished(name, "teach")["inputs"]} == {"similar"}
+    Path("other.jsonl").write_text('{"input": "1 and 1?", "rationale": "Add.", "label": "1 + 1"}\n')
+    with pytest.raises(UsageError, match=r"exemplars \(hash\) is "):
+        teach(str(teacher_path), run="similar", prompt="similar", exemplars="other.jsonl", **flags)
+
+
+def test_exemplars_are_what_was_verified_without_a_hint_one_a_row(tmp_path):
+    row = {"input": "1 and 2?", "label": "3", "rationale": "Add.", "answer": "1 + 2", "verdict": "verified", "hint": False}
+    rows = [{**row, "verdict": "wrong", "rationale": "No."}, {**row, "hint": True, "rationale": "Told."}, row,
+            {**row, "rationale": "Again."}, {"input": "2 and 2?", "label": "4", "rationale": "Twice."},
+            {"input": "3 and 2?", "label": "5"}, {"input": "4 and 2?", "rationale": "Add.", "verdict": "unlabelled"}]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    card = Task("own", "t", "equation")
+    assert read_exemplars("rows.jsonl", card) == (Exemplar("1 and 2?", "Add.", "1 + 2"), Exemplar("2 and 2?", "Twice.", "4"))
+    Path("rows.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    with pytest.raises(UsageError, match="--exemplars rows.jsonl: no row has a rationale and a label"):
+        read_exemplars("rows.jsonl", card)
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    ({"samples": 0}, "--samples and --parallel must be at least 1"), ({"parallel": 0}, "--samples and --parallel"),
+    ({"samples": 2, "enough": 3}, "--enough 3: give 1 to 2"), ({"enough": 0}, "--enough 0: give 1 to 1"),
+    ({"gguf": "a.gguf", "url": "http://localhost:1"}, "--gguf and --url exclude each other"),
+    ({"soft_targets": 256}, "--soft-targets 256: give 1 to 255"), ({"soft_targets": -1}, "--soft-targets -1"),
+    ({"url": "http://localhost:1", "soft_targets": 5}, "--soft-targets needs the model's own logits"),
+    ({"score": True}, "--score keeps .* give --soft-targets K, one sample"),
+    ({"score": True, "soft_targets": 5, "samples": 2}, "--score keeps"),
+    ({"score": True, "soft_targets": 5, "hint": True}, "--score keeps .* and no --hint"),
+    ({"score": True, "soft_targets": 5}, "no training rows with a rationale and a label; name the column"),
+    ({"api_price": (1.0, -2.0)}, "--api-price 1,-2: prices are not negative"),
+    ({"prompt": "best"}, "--prompt best: there is no prompt 'best'; this task has few-shot, zero-shot, answer-first, similar"),
+    ({"exemplars": "absent.jsonl"}, "absent.jsonl"), ({"limit": 0}, "--limit 0: at least 1 row is needed"),
+], ids=str)
+def test_flags_that_do_not_fit_are_one_line_and_leave_no_run(flags, message, tmp_path):
+    with pytest.raises(UsageError, match=message) as caught:
+        teach(**{**material(tmp_path, sums(2)), "run": "run", **flags})
+    assert "\n" not in str(caught.value) and not Path("run").exists()
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory, teacher_path):
+    """Every prompt of a card with one of its own, on the few labelled dev rows."""
+    folder = tmp_path_factory.mktemp("compared")
+    flags = material(folder, sums(4))
+    with (folder / "sums.toml").open("a") as file:
+        file.write('\n[prompts.short]\nshots = 1\ninstruction = "Add."\n')
+    (folder / "set/dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*sums(3), OPEN[0], sums(4)[3]]))
+    flags = {**flags, "run": str(folder / "run"), "threads": 1, "form": "completion", "parallel": 4}
+    return folder / "run", compare_prompts(str(teacher_path), **flags), {**flags, "gguf": str(teacher_path)}
+
+
+STYLES = {"few-shot", "zero-shot", "answer-first", "similar", "short"}
+
+
+def test_every_prompt_is_measured_on_the_labelled_dev_rows(compared):
+    run, result, _ = compared
+    assert {"schema", "kind", "teacher", "task", "data", "split", "best", "prompts"} <= set(result)
+    assert (result["kind"], result["split"]) == ("prompts", "dev")
+    assert {entry["prompt"] for entry in result["prompts"]} == STYLES
+    for entry in result["prompts"]:
+        assert entry["n"] == 4 and entry["accuracy"] == entry["correct"] / 4 and entry["ci95"] == interval(entry["correct"], 4)
+        assert entry["generated_tokens"] > 0 and entry["rows_per_s"] > 0
+    own = {entry["prompt"]: entry["shared_tokens"] for entry in result["prompts"]}
+    assert own["zero-shot"] < own["short"] < own["few-shot"]
+    assert result == runs.finished(run, "prompts")["result"]
+
+
+def test_best_prompt_is_first_and_the_others_are_compared_with_it_row_by_row(compared):
+    run, result, _ = compared
+    best, *others = result["prompts"]
+    assert best["prompt"] == result["best"] and best["behind"] is None
+    assert [e["correct"] for e in result["prompts"]] == sorted((e["correct"] for e in result["prompts"]), reverse=True)
+    measured = {row["prompt"]: row["correct"] for row in lines(run / "prompts/journal.jsonl")}
+    for entry in others:
+        assert entry["behind"] == paired(measured[best["prompt"]], measured[entry["prompt"]])
+        assert entry["behind"]["difference"] >= 0
+        assert entry["correct"] < best["correct"] or entry["rows_per_s"] <= best["rows_per_s"]
+
+
+def test_prompts_that_were_measured_are_kept(compared, capfd):
+    run, result, flags = compared
+    assert compare_prompts(**flags) == result
+    stage, folder = run / "prompts", Path("again/prompts")
+    folder.mkdir(parents=True)
+    kept = (stage / "journal.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "journal.jsonl").write_bytes(b"".join(kept[:4]))
+    manifest = {**runs.read_json(stage / "manifest.json"), "state": "running"}
+    runs.write_json(folder / "manifest.json", manifest)
+    capfd.readouterr()
+    again = compare_prompts(**{**flags, "run": "again"})
+    assert capfd.readouterr().err.count("prompt short: ") == 1  # the last one alone
+    assert (folder / "journal.jsonl").read_bytes().startswith(b"".join(kept[:4]))
+    assert {e["prompt"]: e["correct"] for e in again["prompts"]} == {e["prompt"]: e["correct"] for e in result["prompts"]}
+
+
+def test_prompts_cannot_be_compared_without_labelled_dev_rows(tmp_path):
+    flags = material(tmp_path, sums(2))
+    (tmp_path / "set/dev.jsonl").write_text(json.dumps(OPEN[0]) + "\n")
+    with pytest.raises(UsageError, match="set has no dev rows with labels to compare prompts on"):
+        compare_prompts(**flags)
+
+
 # Kills and full disks
 
 
@@ -276,9 +541,15 @@ def undisturbed(tmp_path_factory, teacher_path):
     """(flags, corpus) of a run that nothing disturbed; sampled, so that seed and rounding decide tokens."""
     folder = tmp_path_factory.mktemp("undisturbed")
     flags = {**material(folder, sums(9)), "gguf": str(teacher_path), "samples": 2, "temp": 0.8, "threads": 1,
-             "deterministic": True}
+             "deterministic": True, "parallel": 3, "soft_targets": 4}
     teach(run=str(folder / "run"), **flags)
-    return flags, (folder / "run/teach/corpus.jsonl").read_bytes()
+    return flags, made(folder / "run")
+
+
+def made(run):
+    """What a run makes of its journal, byte for byte."""
+    folder = Path(run) / "teach"
+    return {path.name: path.read_bytes() for path in (folder / "corpus.jsonl", *(folder / "soft").iterdir())}
 
 
 def test_run_killed_five_times_gives_the_same_bytes(undisturbed):
@@ -300,7 +571,7 @@ def test_run_killed_five_times_gives_the_same_bytes(undisturbed):
     assert not Path("run/teach/corpus.jsonl").exists() and runs.finished("run", "teach") is None
     with start(flags) as process:
         assert process.wait() == 0 and f"{reached[-1]} samples are there already" in process.stderr.read()
-    assert Path("run/teach/corpus.jsonl").read_bytes() == wanted
+    assert made("run") == wanted and set(wanted) == {"corpus.jsonl", "00000.safetensors", "vocabulary.json"}
     assert len(lines(journal)) == 18
     assert runs.finished("run", "teach")["seconds"] > 0
 
@@ -308,7 +579,7 @@ def test_run_killed_five_times_gives_the_same_bytes(undisturbed):
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no RLIMIT_FSIZE to fake a full disk with")
 def test_full_disk_is_one_line_exit_1_and_the_run_goes_on_to_the_same_bytes(undisturbed):
     flags, wanted = undisturbed
-    flags = {**flags, "run": "run"}
+    flags = {**flags, "run": "run", "soft_targets": 0}
     limit = 4500
     prepare = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
     with start(flags, prepare) as process:
@@ -320,7 +591,7 @@ def test_full_disk_is_one_line_exit_1_and_the_run_goes_on_to_the_same_bytes(undi
     assert runs.finished("run", "teach") is None
     assert teach(**flags)["samples"] == 18
     assert Path("run/teach/journal.jsonl").read_bytes().startswith(kept)
-    assert Path("run/teach/corpus.jsonl").read_bytes() == wanted
+    assert Path("run/teach/corpus.jsonl").read_bytes() == wanted["corpus.jsonl"]
 
 
 def test_damaged_journal_is_an_error_and_is_not_touched(tmp_path, teacher_path):
@@ -334,3 +605,20 @@ def test_damaged_journal_is_an_error_and_is_not_touched(tmp_path, teacher_path):
         teach(str(teacher_path), **flags)
     del before[Path("run/teach/manifest.json")]  # notes the time
     assert {path: content for path, content in contents("run").items() if path in before} == before
+
+
+def test_only_the_prompts_asked_for_are_compared_and_one_that_cannot_be_used_is_left_out(tmp_path, teacher_path, capfd):
+    flags = {**material(tmp_path, sums(2)), "run": "run", "threads": 1, "form": "completion", "parallel": 1}
+    with pytest.raises(UsageError, match="there is no prompt 'few'; this task has few-shot, "):
+        compare_prompts(str(teacher_path), prompts=("zero-shot", "few"), **flags)
+    with (tmp_path / "sums.toml").open("a") as card:
+        card.write("\n[prompts.steps]\nexecutable = true\n")  # its exemplars have none
+    result = compare_prompts(str(teacher_path), prompts=("zero-shot", "steps"), **flags)
+    assert [entry["prompt"] for entry in result["prompts"]] == ["zero-shot"]
+    assert "prompt steps is left out: the task sums has no exemplar with steps" in capfd.readouterr().err
+
+
+def test_exemplars_need_a_prompt_that_picks(tmp_path, teacher_path):
+    flags = {**material(tmp_path, sums(2)), "run": "run", "exemplars": "any.jsonl"}
+    with pytest.raises(UsageError, match="few-shot shows the card's first; add --prompt similar"):
+        teach(str(teacher_path), **flags)

@@ -88,7 +88,7 @@ def _builtin(name: str) -> dict[str, list[Row]]:
         raise UsageError(f"builtin:{name} does not exist; the built-in data set is builtin:wordmath")
     from edgedistill.tasks import wordmath
 
-    return {split: [_row(r, {}, f"{name}/{split}", i) for i, r in enumerate(wordmath.generate(split, n))]
+    return {split: [to_row(r, {}, f"{name}/{split}", i) for i, r in enumerate(wordmath.generate(split, n))]
             for split, n in _BUILTIN_ROWS.items()}
 
 
@@ -118,25 +118,25 @@ def _local(path: Path, columns: dict[str, str]) -> tuple[str, dict[str, list[Row
                 raise UsageError(f"{path.name} has several files for {split}: {', '.join(f.name for f in files)}; "
                                  "leave one or give a single file")
             if files:
-                splits[split] = _rows(_records(files[0]), columns, files[0].name)
+                splits[split] = _rows(records(files[0]), columns, files[0].name)
         if "train" not in splits:
             raise UsageError(f"{path} has no train file ({'/'.join(_SUFFIXES)}); name one train.jsonl or give a file")
         return path.resolve().name, splits  # "." has no name
     if not path.is_file():
         raise UsageError(f"--data {path}: no such file or folder")
-    return _stem(path), {"train": _rows(_records(path), columns, path.name)}
+    return _stem(path), {"train": _rows(records(path), columns, path.name)}
 
 
 def read_file(path: Path, columns: dict[str, str] | None = None) -> list[Row]:
     """The rows of one file, as they stand."""
-    return _rows(_records(path), columns or {}, path.name)
+    return _rows(records(path), columns or {}, path.name)
 
 
 def _stem(path: Path) -> str:
     return path.name.split(".")[0]
 
 
-def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, record) of a file; Parquet counts records."""
     if path.name.endswith(".parquet"):
         from edgedistill.errors import need
@@ -192,7 +192,7 @@ def _text(path: Path) -> str:
 
 
 def _rows(records: Iterable[tuple[int, dict[str, Any]]], columns: dict[str, str], where: str) -> list[Row]:
-    rows = [_row(record, columns, where, number) for number, record in records]
+    rows = [to_row(record, columns, where, number) for number, record in records]
     if not rows:
         raise UsageError(f"{where}: no rows")
     seen: Counter[str] = Counter()
@@ -206,7 +206,7 @@ def _rows(records: Iterable[tuple[int, dict[str, Any]]], columns: dict[str, str]
     return rows
 
 
-def _row(record: dict[str, Any], columns: dict[str, str], where: str, number: int) -> Row:
+def to_row(record: dict[str, Any], columns: dict[str, str], where: str, number: int) -> Row:
     found = {name: _lookup(record, columns.get(name, name)) for name in _COLUMNS}
     if not isinstance(found["input"], str) or not found["input"].strip():
         wanted = columns.get("input", "input")

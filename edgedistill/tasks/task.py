@@ -17,17 +17,42 @@ KINDS = ("equation", "number", "choice", "text")
 _NUMBER = re.compile(r"[-−]?\$?(?:\d[\d,]*(?:\.\d+)?|\.\d+)")
 _EQUATION = re.compile(r"[-+*/^×÷−()\[\]$\d.,\s]+")
 _GOES_ON = re.compile(r"\s*[*/^+×÷]+\s*[\d(.]")
-_TIMES = re.compile(r"(?<=[\d)\s])x(?=[\s(\d])")
+TIMES = re.compile(r"(?<=[\d)\s])x(?=[\s(\d])")
+_SENTENCE = re.compile(r"(.*?(?:\.(?=\s|$)|\n|$))(.*)", re.DOTALL)
 _LETTER = re.compile(r"^\(?([a-z])\)(?:\s|$)|^([a-z])[.:]?$")
 
 
 @dataclass(frozen=True)
 class Exemplar:
-    """A worked example for the teacher's prompt."""
+    """A worked example for the teacher's prompt. `steps` is its rationale in executable form, where it has one."""
 
     input: str
     rationale: str
     answer: str
+    steps: str = ""
+
+
+@dataclass(frozen=True)
+class Style:
+    """How a question is put to the teacher: `[prompts.NAME]` in a card; teachers/README.md explains each key."""
+
+    shots: int = 6
+    pick: str = "first"
+    order: str = "rationale-first"
+    executable: bool = False
+    instruction: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.shots, int) or self.shots < 0:
+            raise ValueError(f"shots = {self.shots!r} must be a whole number of at least 0")
+        for name, known in (("pick", ("first", "similar")), ("order", ("rationale-first", "answer-first"))):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} = {getattr(self, name)!r} is neither {' nor '.join(known)}")
+
+
+# What every card has; its own [prompts.NAME] are added, or take the place of one of these.
+STYLES = {"few-shot": Style(), "zero-shot": Style(shots=0), "answer-first": Style(order="answer-first"),
+          "similar": Style(pick="similar")}
 
 
 @dataclass(frozen=True)
@@ -53,6 +78,8 @@ class Task:
     max_label_tokens: int = 32
     max_rationale_tokens: int = 128
     max_new_tokens: int = 160
+    prompt: str = "few-shot"
+    prompts: dict[str, Style] = field(default_factory=dict, repr=False)
     exemplars: tuple[Exemplar, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
@@ -68,6 +95,7 @@ class Task:
             raise ValueError(f"answer_lead = {self.answer_lead!r} must not be empty")
         if not all(isinstance(choice, str) and choice.strip() for choice in self.choices):
             raise ValueError(f"choices = {list(self.choices)!r} must be a list of texts")
+        self.style()
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Task:
@@ -75,14 +103,26 @@ class Task:
         if not isinstance(data.get("choices", ()), (list, tuple)):
             raise ValueError(f"choices = {data['choices']!r} must be a list of texts")
         exemplars = tuple(Exemplar(**item) for item in data.get("exemplars", ()))
-        return cls(**{**data, "choices": tuple(data.get("choices", ())), "exemplars": exemplars})
+        prompts = {name: Style(**item) for name, item in data.get("prompts", {}).items()}
+        return cls(**{**data, "choices": tuple(data.get("choices", ())), "prompts": prompts, "exemplars": exemplars})
 
     def to_dict(self, exemplars: bool = True) -> dict[str, Any]:
-        """Plain data for a manifest or a bundle (the device has no use for the exemplars)."""
+        """Plain data for a manifest or a bundle (the device has no use for what only the teacher sees)."""
         data = dataclasses.asdict(self)
         if not exemplars:
-            del data["exemplars"]
+            del data["exemplars"], data["prompts"], data["prompt"]
         return data
+
+    def styles(self) -> dict[str, Style]:
+        """All ways to put the question, by name."""
+        return {**STYLES, **self.prompts}
+
+    def style(self, name: str | None = None) -> Style:
+        """The style called `name`, by default the card's own `prompt`. Raises `ValueError` for an unknown one."""
+        name, known = name or self.prompt, self.styles()
+        if name not in known:
+            raise ValueError(f"there is no prompt {name!r}; this task has {', '.join(known)}")
+        return known[name]
 
     def question(self, row: Row) -> str:
         """The row's input; choices that differ by row are listed where the text does not name them."""
@@ -92,10 +132,17 @@ class Task:
         return f"{row.input}\nAnswer Choices:\n{listed}"
 
     def split(self, completion: str) -> tuple[str, str | None]:
-        """A teacher's completion as (rationale, answer text); the answer is None where the lead is missing."""
+        """A teacher's completion as (rationale, answer text); the answer is None where the lead is missing.
+
+        The answer may come first, the rationale after it. A reasoning model's thoughts, up to </think>, are left out.
+        """
+        completion = completion.rpartition("</think>")[2].strip()
+        if completion.startswith(self.answer_lead):
+            answer, rationale = _SENTENCE.match(completion.removeprefix(self.answer_lead).lstrip(" :\n")).groups()
+            return rationale.strip(), answer.strip()
         head, lead, tail = completion.rpartition(self.answer_lead)
         if not lead:
-            return completion.strip(), None
+            return completion, None
         return head.strip(), tail.strip().split("\n")[0].strip(" :")
 
     def parse(self, text: str | None, choices: tuple[str, ...] = ()) -> Answer | None:
@@ -143,7 +190,7 @@ def _bare(run: str) -> str:
 
 def _equation(text: str) -> Answer | None:
     # "( 3 + 4 ) = 7 apples." -> "( 3 + 4 )": the longest arithmetic run before an equals sign.
-    left = _TIMES.sub("*", text[: 4 * arithmetic.MAX_CHARACTERS]).split("=")[0]
+    left = TIMES.sub("*", text[: 4 * arithmetic.MAX_CHARACTERS]).split("=")[0]
     runs = [_bare(run) for run in _EQUATION.findall(left) if any(c.isdigit() for c in run)]
     for run in sorted(runs, key=len, reverse=True):
         try:

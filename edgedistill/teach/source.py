@@ -11,16 +11,18 @@ from pathlib import Path
 from edgedistill import cards, runs
 from edgedistill.cards import Teacher
 from edgedistill.errors import UsageError, need
+from edgedistill.teach.server import Server
 
 
 @dataclass(frozen=True)
 class Source:
-    """A teacher's file and what is known about it. `name` has no path in it."""
+    """A teacher and what is known about it: a file, or a `server` that answers for one. `name` has no path in it."""
 
     name: str
-    path: Path
+    path: Path | None
     sha256: str
     card: Teacher | None
+    server: Server | None = None
 
     def licence(self) -> str:
         """One line on the licence, for the plan and the model card."""

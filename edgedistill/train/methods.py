@@ -64,8 +64,11 @@ def questions(method: str, task: Task, rows: list[Row], corpus: list[dict[str, A
 
 
 def vote(task: Task, row: Row, entries: list[dict[str, Any]]) -> str | None:
-    """The teacher's answer to a row: the most frequent value over its samples, the earliest among equals."""
-    answers = [task.parse(entry["answer"], row.choices) for entry in entries if entry["answer"]]
+    """The teacher's answer to a row: the most frequent value over its samples, the earliest among equals.
+
+    Samples that were told the label are left out.
+    """
+    answers = [task.parse(entry["answer"], row.choices) for entry in entries if entry["answer"] and not entry["hint"]]
     counts = Counter(answer.value for answer in answers if answer)
     if not counts:
         return None
