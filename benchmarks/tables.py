@@ -61,9 +61,39 @@ def svamp() -> str:
     return "\n".join(lines)
 
 
+def teach() -> str:
+    """What the teaching engine is worth, from `results/teach-speed/`, `teach-soft.json` and `teacher/`."""
+    speed = {path.stem: _json(path) for path in sorted((RESULTS / "teach-speed").glob("*.json"), reverse=True)}
+    soft = _read("teach-soft.json")
+    lines = ["Rows a second against a loop over llama-cpp-python's `Llama.create_completion` and distilabel's llama.cpp path: "
+             "same SVAMP prompts, sampling and threads, medians of three interleaved blocks "
+             "([script](benchmarks/teach_speed.py), [result files](benchmarks/results/teach-speed)):", "",
+             "| teacher | samples a row | over the loop | over distilabel |", "|---|---|---|---|"]
+    for model, result in speed.items():
+        for samples in (1, 4):
+            cells = [result["ratios"].get(f"over {other}, {samples} a row") for other in ("loop", "distilabel")]
+            lines.append(f"| {model} | {samples} | " + " | ".join(
+                f"{c['median']:.2f}x ({c['min']:.2f} to {c['max']:.2f})" if c else "not measured" for c in cells) + " |")
+    rate = ", ".join(f"{100 * r['median_ratio']:.1f} % ({model})" for model, r in soft["rates"].items())
+    lines += ["", f"With `--soft-targets {soft['k']}` the rate is {rate} of that without, and a token takes "
+              f"{soft['sizes'][1]['bytes_a_token']:.0f} bytes; peak memory with 1,000 rows is "
+              f"{100 * (soft['peak_of_1000_over_100'] - 1):+.1f} % of that with 100 ([script](benchmarks/teach_soft.py), "
+              "[result](benchmarks/results/teach-soft.json)).", "",
+              "What qwen2.5-coder-1.5b itself answers, the ceiling of what it can teach alone; SVAMP's prompt chosen on its "
+              "dev rows ([script](benchmarks/teacher_accuracy.py), [result files](benchmarks/results/teacher)):", "",
+              "| rows | prompt | right |", "|---|---|---|"]
+    for path in sorted((RESULTS / "teacher").glob("*.json")):
+        result = _json(path)
+        if result["kind"] == "eval":
+            vote = f", majority of {result['vote']} samples" if result["vote"] > 1 else ""
+            lines.append(f"| {result['n']} of {path.stem.split('_')[0]}, {result['split']} | {result['prompt']}{vote} | "
+                         f"{_share(result['accuracy'], result['ci95'])} |")
+    return "\n".join(lines)
+
+
 def write(text: str) -> str:
     """The README's text with the figures of today's result files between its markers."""
-    for name, make in (("demo", demo), ("svamp", svamp)):
+    for name, make in (("demo", demo), ("svamp", svamp), ("teach", teach)):
         text = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda m, make=make: m[1] + make() + m[2], text,
                       flags=re.DOTALL)
     return text

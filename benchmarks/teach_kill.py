@@ -1,0 +1,118 @@
+"""SIGKILL at 20 random moments, for a GGUF file and for a server: nothing lost, nothing twice, the same bytes.
+
+    python benchmarks/teach_kill.py
+
+The embedded teacher, 40 built-in rows, 2 samples at temperature 0.8, `--deterministic`, with soft targets where the
+engine gives them. A run that nothing disturbs is compared byte for byte with one that is killed at 20 moments drawn
+between 0 and a twentieth of what is left (so that the kills spread over the whole), and goes on each time. Once more without
+`--deterministic`: every (id, sample) exactly once. The server is llama-cpp-python's own, on loopback, and lives on.
+Writes benchmarks/results/teach-kill.json.
+"""
+
+from __future__ import annotations
+
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edgedistill import cards, machine, runs
+from edgedistill.cards import Teacher
+from edgedistill.teach import read_corpus
+from edgedistill.teach.source import locate
+
+ROWS, SAMPLES, KILLS, SOFT = 40, 2, 20, 20
+RESULT = Path(__file__).parent / "results" / "teach-kill.json"
+
+
+def main() -> None:
+    model = str(locate(cards.load(Teacher, "smollm2-135m")))
+    found = []
+    with tempfile.TemporaryDirectory() as folder, served(model) as url:
+        soft = ["--soft-targets", str(SOFT)]
+        for teacher, flags in (("in-process", ["--gguf", model]), ("url", ["--url", url])):
+            for mode, more in (("deterministic", ["--deterministic"]), ("default", [])):
+                more = more + (soft if teacher == "in-process" else [])
+                found.append({"teacher": teacher, "mode": mode,
+                              **trial(Path(folder) / f"{teacher}-{mode}", [*flags, *more])})
+                print(found[-1], flush=True)
+    runs.write_json(RESULT, {**machine.origin("teach-kill"), "rows": ROWS, "samples": SAMPLES, "trials": found})
+
+
+def trial(folder: Path, flags: list[str]) -> dict[str, Any]:
+    """The killed run against the undisturbed one."""
+    start = time.monotonic()
+    assert command(folder / "whole", flags).wait() == 0
+    left, rng = time.monotonic() - start, random.Random(0)
+    killed, reached = 0, []
+    journal = folder / "killed" / "teach" / "journal.jsonl"
+    loading = 0.0  # measured below: a kill while the model is loaded teaches nothing new after the first
+    while killed < KILLS:
+        before, begun = _lines(journal), time.monotonic()
+        process = command(folder / "killed", flags)
+        moment = rng.uniform(0, left / (KILLS - killed)) + (loading if rng.random() < 0.8 else 0)
+        while time.monotonic() - begun < moment and process.poll() is None:
+            if not loading and _lines(journal) > before:
+                loading = time.monotonic() - begun
+            time.sleep(0.002)
+        if process.poll() is not None:  # it was done before: what it made is compared below
+            break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        killed += 1
+        reached.append(_lines(journal))
+        left = max(0.0, left - max(0.0, time.monotonic() - begun - loading))
+    while command(folder / "killed", flags).wait() != 0:
+        raise SystemExit("the killed run does not go on")
+    rows = [(row["id"], row["sample"]) for row in read_corpus(folder / "killed")]
+    entries = [line for line in journal.read_text(encoding="utf-8").splitlines() if line]
+    files = [path.relative_to(folder / "whole") for path in [folder / "whole/teach/corpus.jsonl",
+                                                             *sorted((folder / "whole/teach").glob("soft/*"))]]
+    return {"kills": killed, "samples_there_at_each_kill": reached, "samples": len(rows), "different": len(set(rows)),
+            "journal_lines": len(entries), "wanted": ROWS * SAMPLES,
+            "once_each": len(rows) == len(set(rows)) == len(entries) == ROWS * SAMPLES,
+            "same_bytes": all((folder / "whole" / f).read_bytes() == (folder / "killed" / f).read_bytes() for f in files),
+            "files_compared": [path.as_posix() for path in files]}
+
+
+def command(run: Path, flags: list[str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-m", "edgedistill", "teach", "--limit", str(ROWS), "--samples", str(SAMPLES),
+                             "--temp", "0.8", "--threads", "1", "--run", str(run), *flags], stderr=subprocess.DEVNULL)
+
+
+@contextmanager
+def served(model: str) -> Iterator[str]:
+    """llama-cpp-python's own server."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([sys.executable, "-m", "llama_cpp.server", "--model", model, "--n_ctx", "2048", "--port",
+                                str(port), "--n_threads", "1"], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(600):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/v1/models", timeout=1)
+                break
+            except OSError:
+                time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n") if path.exists() else 0
+
+
+if __name__ == "__main__":
+    main()
