@@ -136,8 +136,10 @@ def _teacher(place: str, card: Task, threads: int, prompt: str | None, exemplars
         temp = defaults.SAMPLED_TEMP if vote > 1 else defaults.TEMP
         sampling = Sampling(temp, defaults.TOP_K, defaults.TOP_P, defaults.MIN_P)
         with ready(source, prompter, rows, threads=threads, samples=vote) as asker:
-            for done in asker.ask((Ask(row, row, tuple(seeds[row.id])) for row in rows if row.id not in asker.too_long),
-                                  sampling):
+            for identity, _ in sorted(asker.too_long):
+                say(f"  too long  row {identity}: its prompt and answer exceed the context; counted as wrong")
+            fitting = (row for row in rows if (row.id, False) not in asker.too_long)
+            for done in asker.ask((Ask(row, row, tuple(seeds[row.id])) for row in fitting), sampling):
                 judged = judge(card, done.key, done.text, done.finish)
                 if judged["value"] is not None:
                     answers[done.key.id][done.seed] = judged["value"], judged["answer"]
@@ -193,9 +195,10 @@ def _data(run: str, card: Task, data: str | None, column: dict[str, str] | None,
 
 def _result_file(run: str, subject: str, data: str, split: str, n: int, other: dict[str, Any] | None) -> Path:
     folder = Path(run) / "eval"
+    subject, against = (name.replace("/", "-").replace(":", "-") for name in (subject, other["other"] if other else ""))
     with runs.disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    parts = [subject, data.replace(":", "-").replace("/", "-"), split, str(n), *([f"vs-{other['other']}"] if other else [])]
+    parts = [subject, data.replace(":", "-").replace("/", "-"), split, str(n), *([f"vs-{against}"] if other else [])]
     return folder / ("_".join(parts) + ".json")
 
 

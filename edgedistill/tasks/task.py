@@ -45,6 +45,8 @@ class Style:
     def __post_init__(self) -> None:
         if not isinstance(self.shots, int) or self.shots < 0:
             raise ValueError(f"shots = {self.shots!r} must be a whole number of at least 0")
+        if not isinstance(self.executable, bool) or not isinstance(self.instruction, str):
+            raise ValueError("executable must be true or false, instruction a text")
         for name, known in (("pick", ("first", "similar")), ("order", ("rationale-first", "answer-first"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} = {getattr(self, name)!r} is neither {' nor '.join(known)}")
@@ -103,6 +105,8 @@ class Task:
         if not isinstance(data.get("choices", ()), (list, tuple)):
             raise ValueError(f"choices = {data['choices']!r} must be a list of texts")
         exemplars = tuple(Exemplar(**item) for item in data.get("exemplars", ()))
+        if not isinstance(data.get("prompts", {}), dict):
+            raise ValueError("prompts must be tables: [prompts.NAME]")
         prompts = {name: Style(**item) for name, item in data.get("prompts", {}).items()}
         return cls(**{**data, "choices": tuple(data.get("choices", ())), "prompts": prompts, "exemplars": exemplars})
 

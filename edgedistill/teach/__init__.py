@@ -67,7 +67,8 @@ def teach(
         "prompt": prompt or card.prompt, "deterministic": deterministic, "teacher": source.name,
         # What is not asked for leaves no key.
         **({"ctx_size": ctx_size} if ctx_size else {}),  # it decides which rows are too long
-        **({"parallel": parallel or defaults.PARALLEL_DETERMINISTIC} if deterministic and not url else {}),
+        **({"parallel": parallel or defaults.PARALLEL_DETERMINISTIC, "threads": threads or machine.cores(),
+            "gpu_layers": gpu_layers} if deterministic and not url else {}),
         **({"enough": enough} if enough else {}), **({"hint": True} if hint else {}),
         **({"soft_targets": soft_targets} if soft_targets else {}), **({"score": True} if score else {}),
     }
@@ -118,9 +119,9 @@ def read_exemplars(path: str, task: Task) -> tuple[Exemplar, ...]:
         if record.get("verdict", "verified") != "verified" or record.get("hint"):
             continue
         row = rows_.to_row({**record, "id": None}, {}, Path(path).name, number)
-        if row.rationale and row.label and row.input not in found:
+        if row.rationale and row.label and (question := task.question(row)) not in found:
             stated = record.get("answer") or task.label(row).text
-            found[row.input] = Exemplar(row.input, row.rationale, str(stated))
+            found[question] = Exemplar(question, row.rationale, str(stated))
     if not found:
         raise UsageError(f"--exemplars {Path(path).name}: no row has a rationale and a label (or was verified)")
     return tuple(found.values())

@@ -46,7 +46,7 @@ class Local:
         # Prompts are made twice, once to plan and once to ask: kept, those of many rows would fill the memory.
         self.context = min(engine.trained_context, ctx_size or engine.trained_context)
         room = self.context - self.task.max_new_tokens
-        self.too_long: dict[str, int] = {}
+        self.too_long: dict[tuple[str, bool], int] = {}  # tokens of the prompt, by (row, whether it tells the label)
         lengths: list[int] = []
 
         def fitting() -> Iterator[tuple[int, ...]]:
@@ -54,8 +54,8 @@ class Local:
                 for told in (False, True) if hint and row.label is not None else (False,):
                     tokens = self.tokens(row, told)
                     if len(tokens) > room:
-                        self.too_long[row.id] = len(tokens)
-                        break
+                        self.too_long[row.id, told] = len(tokens)
+                        continue
                     lengths.append(len(tokens))
                     yield tokens
 
@@ -136,7 +136,7 @@ class Local:
 class Remote:
     """A server that is asked over HTTP. It applies its model's own chat template."""
 
-    too_long: dict[str, int] = {}  # a server says so when it is asked
+    too_long: dict[tuple[str, bool], int] = {}  # a server says so when it is asked
 
     def __init__(self, server: Server, prompter: Prompter, form: str | None = None) -> None:
         self.server, self.prompter, self.task, self.form = server, prompter, prompter.task, form or "chat"

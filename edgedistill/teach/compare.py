@@ -31,16 +31,23 @@ def compare_prompts(
     """Asks the labelled dev rows (the first `limit`) in each of the card's styles, greedily; returns the result object.
 
     `prompts` holds for each {prompt, n, correct, accuracy, ci95, generated_tokens, rows_per_s, behind}: `behind` is the
-    paired test of the best against it. Test rows are never read. Writes `run/prompts/`; interrupted, the styles that were
+    paired test of the best against it. Right is what could be trained on: of an executable prompt also its equations hold.
+    Test rows are never read. Writes `run/prompts/`; interrupted, the styles that were
     finished are kept. Raises `UsageError` without labelled dev rows.
     """
     card = cards.load(Task, task)
     for name in prompts:
         prompter_of(card, name, None)
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: at least 1 row is needed")
+    if not (data or card.data):
+        raise UsageError(f"the task {card.name} names no data; give --data FILE.jsonl")
     dataset = rows_.load(data or card.data, column, seed, defaults.DEV_SHARE)
     rows = [row for row in dataset.splits.get("dev", []) if row.label is not None][:limit]
     if not rows:
         raise UsageError(f"{dataset.name} has no dev rows with labels to compare prompts on")
+    for row in rows:
+        card.label(row)  # an unreadable one is an error now
     pool = read_exemplars(exemplars, card) if exemplars else None
     source = resolve(gguf or defaults.TEACHER)
     config = {"task": card.name, "data": dataset.name, "rows": len(rows), "teacher": source.name, "form": form or "auto",
@@ -81,7 +88,7 @@ def compare_prompts(
 def _measure(asker: Local, rows: list[Row], name: str) -> dict[str, Any]:
     progress, start = Progress(f"prompt {name}", len(rows), "rows", settle=asker.slots), time.monotonic()
     right, tokens = set(), 0
-    asks = (Ask(row, row, (0,)) for row in rows if row.id not in asker.too_long)
+    asks = (Ask(row, row, (0,)) for row in rows if (row.id, False) not in asker.too_long)
     for done in asker.ask(asks, Sampling()):
         judged = judge(asker.task, done.key, done.text, done.finish, asker.prompter.style)
         right |= {done.key.id} if judged["verdict"] == "verified" else set()
@@ -94,10 +101,10 @@ def _measure(asker: Local, rows: list[Row], name: str) -> dict[str, Any]:
 
 
 def _result(measured: list[dict[str, Any]], card: Task, source: Source, data: str, n: int) -> dict[str, Any]:
-    # Of equally good ones the fastest is the best.
-    best = max(measured, key=lambda entry: (sum(entry["correct"]), entry["rows_per_s"]))
+    # Of equally good ones the one with the fewest new tokens is the best.
+    best = max(measured, key=lambda entry: (sum(entry["correct"]), -entry["generated_tokens"]))
     prompts = []
-    for entry in sorted(measured, key=lambda entry: (-sum(entry["correct"]), -entry["rows_per_s"])):
+    for entry in sorted(measured, key=lambda entry: (-sum(entry["correct"]), entry["generated_tokens"])):
         correct = sum(entry["correct"])
         prompts.append({**entry, "n": n, "correct": correct, "accuracy": round(correct / n, 4), "ci95": interval(correct, n),
                         "behind": None if entry is best else paired(best["correct"], entry["correct"])})

@@ -9,7 +9,7 @@ from edgedistill.progress import clock, say
 from edgedistill.tasks.data import Row
 from edgedistill.tasks.metrics import interval
 from edgedistill.tasks.task import Task
-from edgedistill.teach.verify import USABLE
+from edgedistill.teach.verify import usable
 
 
 def ledger(corpus: list[dict[str, Any]], rows: list[Row], task: Task, seconds: float,
@@ -18,16 +18,18 @@ def ledger(corpus: list[dict[str, Any]], rows: list[Row], task: Task, seconds: f
 
     `rows_usable` have a rationale to train on, of these `rows_hinted` only by being told the label. `vote` is the
     accuracy of the most frequent value of a row's samples, None without labels or with one sample a row. `api_dollars`
-    is what these tokens would cost at `api_price` (input, output) dollars a million tokens, None where none is given.
+    is what these tokens would cost at `api_price` (input, output) dollars a million tokens, a prompt counted for each of
+    its samples; None where no price is given.
     """
     own = [entry for entry in corpus if not entry["hint"]]
     answered = {entry["id"] for entry in own if entry["answer"] is not None}
-    usable = {entry["id"] for entry in own if entry["verdict"] in USABLE}
-    hinted = {entry["id"] for entry in corpus if entry["hint"] and entry["verdict"] in USABLE} - usable
-    tokens = [sum(entry[key] for entry in corpus) for key in ("prompt_tokens", "generated_tokens")]
+    good = {entry["id"] for entry in own if usable(entry)}
+    hinted = {entry["id"] for entry in corpus if entry["hint"] and usable(entry)} - good
+    asked = [entry for entry in corpus if entry["finish_reason"] not in ("prompt_too_long", "scored")]
+    tokens = [sum(entry[key] for entry in asked) for key in ("prompt_tokens", "generated_tokens")]
     return {
-        "rows": len(rows), "rows_answered": len(answered), "rows_usable": len(usable | hinted), "rows_hinted": len(hinted),
-        "rationales": sum(entry["verdict"] in USABLE for entry in corpus),
+        "rows": len(rows), "rows_answered": len(answered), "rows_usable": len(good | hinted), "rows_hinted": len(hinted),
+        "rationales": sum(map(usable, corpus)),
         "dropped": dict(Counter(entry["reason"] for entry in corpus if "reason" in entry).most_common()),
         "vote": _vote(own, rows, task), "prompt_tokens": tokens[0], "generated_tokens": tokens[1],
         "generated_per_s": round(tokens[1] / max(seconds, 1e-3), 1),
@@ -48,9 +50,10 @@ def show(found: dict[str, Any], seconds: float) -> None:
             f"(95 % interval {100 * low:.1f} to {100 * high:.1f})")
     for reason, count in found["dropped"].items():
         say(f"  dropped   {count:5} because {reason}")
-    cost = "an API's price for them: give --api-price IN,OUT in dollars a million tokens" if found["api_dollars"] is None else (
+    cost = "--api-price IN,OUT (dollars a million tokens) adds what an API would charge" if found["api_dollars"] is None else (
         f"an API would charge {found['api_dollars']:.2f} dollars at the price given")
-    say(f"  cost      {clock(seconds)}, {found['prompt_tokens']} prompt and {found['generated_tokens']} new tokens; {cost}")
+    say(f"  cost      {clock(seconds)}, {found['prompt_tokens']} prompt and {found['generated_tokens']} new tokens "
+        f"({found['generated_per_s']:g}/s); {cost}")
 
 
 def _vote(own: list[dict[str, Any]], rows: list[Row], task: Task) -> dict[str, Any] | None:

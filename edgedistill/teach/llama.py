@@ -71,8 +71,16 @@ class Llama:
     def cell_bytes(self) -> int:
         """Bytes that one token of one sequence takes in the cache (keys and values of 16 bits)."""
         lib, model = self.lib, self.model
-        width = lib.llama_model_n_embd(model) // lib.llama_model_n_head(model) * lib.llama_model_n_head_kv(model)
-        return 4 * width * lib.llama_model_n_layer(model)
+        width = lib.llama_model_n_embd(model) // lib.llama_model_n_head(model)
+        widths = [int(self._meta(f"{self._meta('general.architecture')}.attention.{name}_length") or width)
+                  for name in ("key", "value")]
+        return 2 * sum(widths) * lib.llama_model_n_head_kv(model) * lib.llama_model_n_layer(model)
+
+    def _meta(self, key: str) -> str:
+        """A value of the file's header as text, "" where there is none."""
+        buffer = ctypes.create_string_buffer(256)
+        n = self.lib.llama_model_meta_val_str(self.model, key.encode(), buffer, len(buffer))
+        return buffer.value.decode(errors="replace") if n > 0 else ""
 
     def special(self, name: str) -> str:
         """The text of the "bos" or "eos" token, "" where there is none."""

@@ -59,7 +59,7 @@ class Prompter:
         """The prompt of a row. `hint` tells the label and asks for the reasoning alone."""
         question = self.task.question(row)
         if self._similar:  # never the row itself
-            chosen = self._similar.best(row.input, self.style.shots, lambda i: self.pool[i].input == row.input)
+            chosen = self._similar.best(question, self.style.shots, lambda i: self.pool[i].input == question)
         else:
             chosen = range(min(self.style.shots, len(self.pool)))
         examples = tuple((self.pool[i].input, self._answer(self.pool[i])) for i in chosen)
@@ -73,7 +73,10 @@ class Prompter:
         ends = [answered] if self.style.order == "rationale-first" else []
         if form == "completion":
             ends.append(r"\n\s*(?:Q:|\n)")
-        return re.compile("|".join(ends) or r"(?!)")
+        if not ends:
+            return re.compile(r"(?!)")
+        # A reasoning model's thoughts state answers too: what stands between its marks ends nothing.
+        return re.compile(rf"\A(?:<think>(?:(?!</think>)[\s\S])*</think>|(?!<think>)[\s\S])*?(?:{'|'.join(ends)})")
 
     def _answer(self, example: Exemplar) -> str:
         rationale = example.steps or example.rationale if self.style.executable else example.rationale

@@ -171,6 +171,8 @@ class Server:
                     remedy = _REMEDIES.get(failed.status, "change the request or the server's settings accordingly")
                     raise UsageError(f"{self.url} refuses a request ({failed}); {remedy}") from failed
                 failures += 1
+                if failures == 1:
+                    say(f"{self.url}: {failed}; it is tried again, up to {self.retries} times")
                 wait = min(_WAITS[1], _WAITS[0] * 2 ** (failures - 1)) * _JITTER.uniform(0.5, 1)
                 if failures > self.retries or over.wait(max(wait, min(failed.wait, self.timeout))):
                     raise Error(f"{self.url}: a request failed {failures} times, at last with: {failed}; see to the "

@@ -23,7 +23,7 @@ from edgedistill.teach.asker import Ask, Local, Remote
 from edgedistill.teach.completion import Sampling
 from edgedistill.teach.prompts import Prompter
 from edgedistill.teach.source import Source
-from edgedistill.teach.verify import USABLE, judge, settle
+from edgedistill.teach.verify import USABLE, judge, settle, usable
 
 TOO_LONG, SCORED = "prompt_too_long", "scored"
 _EARLY = 20  # samples after which a teacher that gives no answer is remarked on
@@ -48,8 +48,8 @@ def due(entries: list[dict[str, Any]], samples: int, enough: int | None) -> list
         gaps = [sample for sample in range(max(have, default=0)) if sample not in have]
         if gaps:  # of a round that was interrupted; without them it is not known what repeats what
             return gaps
-        usable = sum(entry["verdict"] in USABLE for entry in settle(entries))
-        want = min(samples, len(have) + max(0, enough - usable))
+        good = sum(map(usable, settle(entries)))
+        want = min(samples, len(have) + max(0, enough - good))
     return [sample for sample in range(want) if sample not in have]
 
 
@@ -67,6 +67,7 @@ class Session:
         self.entries: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for entry in self.journal.rows:
             self.entries[entry["id"]].append(entry)
+        self._verified = sum(entry["verdict"] == "verified" for entry in self.journal.rows)
         self.soft = soft.Writer(stage.path / "soft", self.soft_targets, self.journal.rows) if self.soft_targets else None
 
     def __enter__(self) -> Session:
@@ -84,7 +85,7 @@ class Session:
         if found or not self.config.get("hint"):
             return found
         return [(row, [self.samples], True) for row in self.rows
-                if row.label is not None and not any(e["hint"] or e["verdict"] in USABLE or e["finish_reason"] == TOO_LONG
+                if row.label is not None and not any(e["hint"] or usable(e) or e["finish_reason"] == TOO_LONG
                                                      for e in self.entries[row.id])]
 
     def fill(self, asker: Local | Remote) -> None:
@@ -128,13 +129,13 @@ class Session:
 
     def _ask(self, asker: Local | Remote, work: list[tuple[Row, list[int], bool]]) -> None:
         for row, samples, hint in work:
-            if row.id in asker.too_long:
+            if (row.id, hint) in asker.too_long:
                 for sample in samples:
-                    self._keep(row, sample, "", TOO_LONG, asker.too_long[row.id], 0, hint)
+                    self._keep(row, sample, "", TOO_LONG, asker.too_long[row.id, hint], 0, hint)
 
         def asks() -> Iterator[Ask]:  # lazily: a row is taken when there is room for it
             for row, samples, hint in work:
-                if row.id not in asker.too_long:
+                if (row.id, hint) not in asker.too_long:
                     places: dict[int, list[int]] = defaultdict(list)
                     for sample in samples:
                         places[row_seed(self.config["seed"], row.id, sample)].append(sample)
@@ -151,11 +152,12 @@ class Session:
         for row, _, _ in work:
             text = row.rationale if self.task.answer_lead in row.rationale else (
                 f"{row.rationale} {self.task.answer_lead} {self.task.label(row).text}.")
-            prompt, records = (asker.too_long[row.id], None) if row.id in asker.too_long else (
+            prompt, records = (asker.too_long[row.id, False], None) if (row.id, False) in asker.too_long else (
                 asker.score(row, text, self.soft_targets))
             if records is None:
                 self._keep(row, 0, "", TOO_LONG, prompt, 0, False)
             else:
+                soft.check(records, "", asker.engine.piece, asker.engine.is_end)
                 self._keep(row, 0, text, SCORED, prompt, len(records) - 1, False, records)
 
     def _keep(self, row: Row, sample: int, text: str, finish: str, prompt: int, generated: int, hint: bool,
@@ -172,6 +174,7 @@ class Session:
             entry["soft"] = self.soft.add(records) if records is not None else (0, 0)
         self.journal.append(entry)
         self.entries[row.id].append(entry)
+        self._verified += entry["verdict"] == "verified"
         self._progress.advance(note=self._note())
         if len(self.journal.rows) == _EARLY and not any(entry["answer"] for entry in self.journal.rows):
             say(f"none of the first {_EARLY} samples has an answer that can be read, the last one begins {text[:60]!r}; "
@@ -180,7 +183,7 @@ class Session:
             self.stage.checkpoint()
 
     def _note(self) -> str:
-        return f"{sum(entry['verdict'] == 'verified' for entry in self.journal.rows)} verified"
+        return f"{self._verified} verified"
 
     def _plan(self, asker: Local | Remote, work: list[tuple[Row, list[int], bool]]) -> None:
         style, have, count = self.config["prompt"], len(self.journal.rows), sum(len(samples) for _, samples, _ in work)
@@ -199,12 +202,15 @@ class Session:
         seconds = asker.estimate(count, len(work))
         if seconds is not None:
             say(f"  time      about {clock(seconds)} (from a probe of this machine)")
-        for identity in sorted(asker.too_long):
-            say(f"  too long  row {identity}: its prompt and answer exceed the context; kept with verdict truncated")
+        for identity, told in sorted(asker.too_long):
+            say(f"  too long  row {identity}: its prompt{' with the hint' if told else ''} and answer exceed the context; kept "
+                "with verdict truncated")
 
     def _result(self, corpus: list[dict[str, Any]], api_price: tuple[float, float] | None) -> dict[str, Any]:
         verdicts = Counter(entry["verdict"] for entry in corpus if not entry["hint"])
-        labelled = [entry for entry in self.journal.rows if entry["label"] is not None and not entry["hint"]]
+        # The first sample of each row: further ones are no independent trials, and with `enough` hard rows have more.
+        labelled = [entry for entry in self.journal.rows if entry["label"] is not None and entry["sample"] == 0
+                    and not entry["hint"] and not self.config.get("score")]  # a given text is not the teacher's answer
         right = sum(entry["verdict"] == "verified" for entry in labelled)
         seconds = self.stage.seconds()
         return {
@@ -215,7 +221,7 @@ class Session:
             "ci95": interval(right, len(labelled)) if labelled else None,
             "prompt_tokens": sum(entry["prompt_tokens"] for entry in corpus),
             "generated_tokens": sum(entry["generated_tokens"] for entry in corpus),
-            "seconds": seconds, "rows_per_s": round(len(corpus) / max(seconds, 1e-3), 3),
+            "seconds": seconds, "rows_per_s": round(len(self.rows) / max(seconds, 1e-3), 3),
             "hints": sum(entry["hint"] for entry in corpus),
             "rejected": {verdict: n for verdict, n in sorted(verdicts.items()) if verdict not in USABLE},
             "ledger": ledger.ledger(corpus, self.rows, self.task, seconds, api_price),

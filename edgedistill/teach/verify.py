@@ -29,7 +29,8 @@ def judge(task: Task, row: Row, text: str, finish: str, style: Style | None = No
     In an executable `style` every equation of the rationale must hold and the last one give the answer.
     """
     rationale, stated = task.split(text)
-    answer = task.parse(stated, row.choices)
+    # What was cut off may be half a number, or half a reason.
+    answer = None if finish == "length" else task.parse(stated, row.choices)
     label = task.label(row)
     reason = None
     if answer is None:
@@ -46,6 +47,11 @@ def judge(task: Task, row: Row, text: str, finish: str, style: Style | None = No
         verdict = "wrong" if reason else verdict
     return {"rationale": rationale, "answer": answer.text if answer else None, "value": answer.value if answer else None,
             "verdict": verdict, **({"reason": reason} if reason else {})}
+
+
+def usable(entry: dict[str, Any]) -> bool:
+    """Whether a sample has a rationale to train on."""
+    return entry["verdict"] in USABLE and bool(entry["rationale"])
 
 
 def equations(text: str) -> list[tuple[str, str]]:

@@ -66,9 +66,10 @@ def questions(method: str, task: Task, rows: list[Row], corpus: list[dict[str, A
 def vote(task: Task, row: Row, entries: list[dict[str, Any]]) -> str | None:
     """The teacher's answer to a row: the most frequent value over its samples, the earliest among equals.
 
-    Samples that were told the label are left out.
+    Samples that were told the label, and given texts that the teacher only scored, are left out.
     """
-    answers = [task.parse(entry["answer"], row.choices) for entry in entries if entry["answer"] and not entry["hint"]]
+    answers = [task.parse(entry["answer"], row.choices) for entry in entries if entry["answer"] and not entry["hint"]
+               and entry["finish_reason"] != "scored"]
     counts = Counter(answer.value for answer in answers if answer)
     if not counts:
         return None
