@@ -67,7 +67,7 @@ def teach() -> str:
     soft = _read("teach-soft.json")
     lines = ["Rows a second against a loop over llama-cpp-python's `Llama.create_completion` and distilabel's llama.cpp path: "
              "same SVAMP prompts, sampling and threads, medians of three interleaved blocks "
-             "([script](benchmarks/teach_speed.py), [result files](benchmarks/results/teach-speed)):", "",
+             "([script](benchmarks/teach_speed.py), [result files](benchmarks/results/teach-speed))", "",
              "| teacher | samples a row | over the loop | over distilabel |", "|---|---|---|---|"]
     for model, result in speed.items():
         for samples in (1, 4):
@@ -75,8 +75,10 @@ def teach() -> str:
             lines.append(f"| {model} | {samples} | " + " | ".join(
                 f"{c['median']:.2f}x ({c['min']:.2f} to {c['max']:.2f})" if c else "not measured" for c in cells) + " |")
     rate = ", ".join(f"{100 * r['median_ratio']:.1f} % ({model})" for model, r in soft["rates"].items())
-    lines += ["", f"With `--soft-targets {soft['k']}` the rate is {rate} of that without, and a token takes "
-              f"{soft['sizes'][1]['bytes_a_token']:.0f} bytes; peak memory with 1,000 rows is "
+    rows = next(iter(speed.values()))["rows_of_a_block"]
+    lines[0] += f", of {rows} rows, or {rows // 3} with several samples:"
+    lines += ["", f"`--soft-targets {soft['k']}` leaves the engine {rate} of its rate without; a token takes "
+              f"{soft['sizes'][1]['bytes_a_token']:.0f} bytes, and peak memory with 1,000 rows is "
               f"{100 * (soft['peak_of_1000_over_100'] - 1):+.1f} % of that with 100 ([script](benchmarks/teach_soft.py), "
               "[result](benchmarks/results/teach-soft.json)).", "",
               "What qwen2.5-coder-1.5b itself answers, the ceiling of what it can teach alone; SVAMP's prompt chosen on its "

@@ -2,15 +2,17 @@
 
     python benchmarks/teach_kill.py
 
-The embedded teacher, 50 built-in rows, 2 samples at temperature 0.8, `--deterministic`, with soft targets where the
-engine gives them. A run that nothing disturbs is compared byte for byte with one that is killed at 20 random moments, some
-while it loads, the others spread over the samples, and goes on each time. Once more without `--deterministic`: every (id, sample) exactly once. The server is llama-cpp-python's own, on loopback, and lives on.
-Writes benchmarks/results/teach-kill.json.
+The embedded teacher, 50 built-in rows with at most 24 new tokens, 2 samples at temperature 0.8, 2 sequences at once,
+`--deterministic`, with soft targets where the engine gives them. A run that nothing disturbs is compared byte for byte with
+one that is killed at 20 random moments, some while it loads, the others spread over the samples, and goes on each time. Once
+more without `--deterministic`: every (id, sample) exactly once. The server is llama-cpp-python's own, on loopback, and lives
+on. Writes benchmarks/results/teach-kill.json.
 """
 
 from __future__ import annotations
 
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -23,7 +25,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from edgedistill import cards, machine, runs
+from edgedistill import cards, kit, machine, runs
 from edgedistill.cards import Teacher
 from edgedistill.teach import read_corpus
 from edgedistill.teach.source import locate
@@ -37,11 +39,14 @@ def main() -> None:
     found = []
     with tempfile.TemporaryDirectory() as folder, served(model) as url:
         soft = ["--soft-targets", str(SOFT)]
+        card = Path(folder) / "short.toml"
+        own = (kit.folder("teachers") / "tasks" / "wordmath.toml").read_text(encoding="utf-8")
+        card.write_text(re.sub(r"(?m)^max_new_tokens = .*", "max_new_tokens = 24", own), encoding="utf-8")
         for teacher, flags in (("in-process", ["--gguf", model]), ("url", ["--url", url])):
             for mode, more in (("deterministic", ["--deterministic"]), ("default", [])):
                 more = more + (soft if teacher == "in-process" else [])
                 found.append({"teacher": teacher, "mode": mode,
-                              **trial(Path(folder) / f"{teacher}-{mode}", [*flags, *more])})
+                              **trial(Path(folder) / f"{teacher}-{mode}", ["--task", str(card), *flags, *more])})
                 print(found[-1], flush=True)
     assert all(t["once_each"] and (t["same_bytes"] or t["mode"] == "default") for t in found), found
     runs.write_json(RESULT, {**machine.origin("teach-kill"), "rows": ROWS, "samples": SAMPLES, "trials": found})
@@ -78,8 +83,9 @@ def trial(folder: Path, flags: list[str]) -> dict[str, Any]:
 
 
 def command(run: Path, flags: list[str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-m", "edgedistill", "teach", "--limit", str(ROWS), "--samples", str(SAMPLES),
-                             "--temp", "0.8", "--threads", "1", "--run", str(run), *flags], stderr=subprocess.DEVNULL)
+    return subprocess.Popen([
+        sys.executable, "-m", "edgedistill", "teach", "--limit", str(ROWS), "--samples", str(SAMPLES), "--temp", "0.8",
+        "--parallel", "2", "--threads", "1", "--run", str(run), *flags], stderr=subprocess.DEVNULL)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
     EDGEDISTILL_MODELS=... python benchmarks/teach_soft.py --data PATH/svamp
 
 Rate: three pairs of blocks of 32 SVAMP training rows, with and without, in turns, for each model. Bytes and memory: the
-verb itself on 100 and on 1,000 built-in rows with the embedded teacher and at most 24 new tokens, each in a process of its
+verb itself on 100 and on 1,000 built-in rows with the embedded teacher and at most 8 new tokens, each in a process of its
 own; peak memory is what the stage's manifest records (the process's largest resident size). Writes
 benchmarks/results/teach-soft.json; a part that is there is not repeated.
 """
@@ -76,7 +76,7 @@ def size(rows: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         card = Path(folder) / "short.toml"
         own = (kit.folder("teachers") / "tasks" / "wordmath.toml").read_text(encoding="utf-8")
-        card.write_text(re.sub(r"(?m)^max_new_tokens = .*", "max_new_tokens = 24", own), encoding="utf-8")
+        card.write_text(re.sub(r"(?m)^max_new_tokens = .*", "max_new_tokens = 8", own), encoding="utf-8")
         subprocess.run([sys.executable, "-m", "edgedistill", "teach", "--task", str(card), "--limit", str(rows),
                         "--soft-targets", str(K), "--threads", "1", "--run", folder], check=True)
         manifest = runs.finished(folder, "teach")

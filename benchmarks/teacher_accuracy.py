@@ -3,7 +3,7 @@
     EDGEDISTILL_MODELS=... python benchmarks/teacher_accuracy.py --data PATH [--work runs/teacher]
 
 `--data` is the folder of the public sets. First `teach --compare-prompts` on SVAMP's 80 dev rows says which prompt is best;
-only then are the 200 test rows read, with that prompt: greedy, and the majority of 5 samples. Then 200 rows each of
+only then are the 200 test rows read, with that prompt: greedy, and the majority of 5 samples. Then 200 rows each (`--rows`) of
 multiarith, cqa (train), esnli (rows outside its training pool) and strategyqa (dev), with their cards' own prompts. Each is
 the verb's own result, copied unchanged to benchmarks/results/teacher/. Finished parts are not repeated.
 """
@@ -28,6 +28,8 @@ def main() -> None:
     parser.add_argument("--data", required=True, type=Path, help="folder of the public sets")
     parser.add_argument("--work", default="runs/teacher", type=Path)
     parser.add_argument("--prompts", default="few-shot,twelve,steps", help="the prompts compared on dev")
+    parser.add_argument("--rows", type=int, default=ROWS, help="rows of each of the four other tasks")
+    parser.add_argument("--vote-rows", type=int, default=ROWS, help="test rows of the vote, the first ones")
     parser.add_argument("--threads", type=int, help="CPU threads (default: all cores)")
     args = parser.parse_args()
     svamp = str(args.data / "svamp")
@@ -42,9 +44,9 @@ def main() -> None:
     for name, task, data, split in (("multiarith", "gsm8k", args.data / "multiarith", "train"),
                                     ("cqa", "cqa", args.data / "cqa", "train"), ("esnli", "esnli", pool, "dev"),
                                     ("strategyqa", "strategyqa", args.data / "strategyqa", "dev")):
-        count(name, args.work, task=task, data=str(data), split=split, limit=ROWS, threads=args.threads)
+        count(name, args.work, task=task, data=str(data), split=split, limit=args.rows, threads=args.threads)
     count(f"svamp_test_vote{VOTE}", args.work, task="svamp", data=svamp, split="test", prompt=best, vote=VOTE,
-          threads=args.threads)
+          limit=args.vote_rows, threads=args.threads)
 
 
 def count(name: str, work: Path, **options: object) -> None:

@@ -204,7 +204,14 @@ def test_answer_that_comes_first_ends_nothing():
     stop = Prompter(TASK, Style(order="answer-first")).stop
     written = " The answer is 3 + 4. Add them.\n"
     assert not stop("chat").search(written) and not stop("completion").search(written)
-    assert stop("completion").search(f"{written}Q: Next?").start() == len(written) - 1
+    assert stop("completion").search(f"{written}Q: Next?").end() == len(written) + 2
+
+
+def test_thoughts_of_a_reasoning_model_end_nothing():
+    stop = Prompter(TASK, Style()).stop("chat")
+    thoughts = "<think>Maybe the answer is 2. The answer is 3.\n\nNo.</think> Add. "
+    assert not stop.search(thoughts) and not stop.search(thoughts[:40])
+    assert stop.search(f"{thoughts}The answer is 5.\nMore").end() == len(f"{thoughts}The answer is 5.")
 
 
 def test_plain_text_is_over_at_the_next_question_and_a_chat_is_not():

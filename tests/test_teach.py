@@ -112,11 +112,11 @@ def test_result_has_the_documented_keys_and_adds_up(taught):
     assert result == runs.read_json(run / "teach" / "result.json") == runs.finished(run, "teach")["result"]
 
 
-def test_accuracy_counts_labelled_samples_and_a_repeated_right_answer(taught):
+def test_accuracy_counts_the_first_sample_of_each_labelled_row(taught):
     run, result, rows, _ = taught
-    journal = [row for row in lines(run / "teach" / "journal.jsonl") if row["label"] is not None]
+    journal = [row for row in lines(run / "teach" / "journal.jsonl") if row["label"] is not None and row["sample"] == 0]
     right = sum(row["verdict"] == "verified" for row in journal)
-    assert len(journal) == 2 * 7
+    assert len(journal) == 7
     assert result["accuracy"] == round(right / len(journal), 4)
     assert result["ci95"] == interval(right, len(journal))
 
@@ -248,11 +248,11 @@ def test_same_rationale_twice_is_a_duplicate_and_wrong_ones_stay_wrong(tmp_path,
         assert first["rationale"] == second["rationale"]
         assert second["verdict"] == {"verified": "duplicate"}.get(first["verdict"], first["verdict"])
     verified = sum(row["verdict"] == "verified" for row in corpus)
-    assert result["verified"] == verified > 0 and result["accuracy"] == round(2 * verified / 6, 4)
+    assert result["verified"] == verified > 0 and result["accuracy"] == round(verified / 3, 4)
 
 
 @pytest.mark.parametrize(("text", "finish", "label", "verdict"), [
-    (" So. The answer is 3 + 4.", "stop", "7", "verified"), (" The answer is 7", "length", "7", "verified"),
+    (" So. The answer is 3 + 4.", "stop", "7", "verified"), (" The answer is 7", "length", "7", "truncated"),
     (" So. The answer is 3 - 4.", "stop", "7", "wrong"), (" The answer is 7.", "stop", None, "unlabelled"),
     (" So it is 7.", "stop", "7", "unparsed"), (" So it is", "length", "7", "truncated"),
     (" The answer is many.", "stop", "7", "unparsed"), ("", "prompt_too_long", None, "truncated"),
@@ -328,7 +328,7 @@ def test_row_without_a_rationale_gets_one_more_try_that_is_told_the_label(rounds
 def test_hints_count_neither_as_right_nor_as_verified(rounds):
     run, result, _ = rounds
     journal = lines(run / "teach/journal.jsonl")
-    own = [row for row in journal if not row["hint"] and row["label"] is not None]
+    own = [row for row in journal if not row["hint"] and row["label"] is not None and row["sample"] == 0]
     right = sum(row["verdict"] == "verified" for row in own)
     assert len(own) < len(journal) == result["samples"] and result["accuracy"] == round(right / len(own), 4)
     corpus = read_corpus(run)
