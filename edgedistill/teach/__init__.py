@@ -13,7 +13,7 @@ from edgedistill.errors import UsageError
 from edgedistill.progress import say
 from edgedistill.tasks import data as rows_
 from edgedistill.tasks.data import Row
-from edgedistill.tasks.task import Exemplar, Task
+from edgedistill.tasks.task import Exemplar, Style, Task
 from edgedistill.teach.asker import ready
 from edgedistill.teach.prompts import Prompter
 from edgedistill.teach.server import Server
@@ -22,7 +22,7 @@ from edgedistill.teach.soft import MAX_K
 from edgedistill.teach.source import Source, resolve
 from edgedistill.teach.verify import judge
 
-__all__ = ["digest", "judge", "prompter_of", "read_corpus", "read_exemplars", "row_seed", "teach"]
+__all__ = ["digest", "judge", "prompter_of", "read_corpus", "read_exemplars", "row_seed", "style_of", "teach"]
 
 
 def teach(
@@ -97,12 +97,17 @@ def read_corpus(run: str | Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in file]
 
 
-def prompter_of(task: Task, prompt: str | None, exemplars: str | None) -> Prompter:
-    """The card's prompt of that name, else its own, with what `exemplars` holds to pick from. Raises `UsageError`."""
+def style_of(task: Task, prompt: str | None) -> Style:
+    """The card's prompt of that name, else its own. Raises `UsageError` with those known."""
     try:
-        style = task.style(prompt)
+        return task.style(prompt)
     except ValueError as error:
         raise UsageError(f"--prompt {prompt}: {error}") from error
+
+
+def prompter_of(task: Task, prompt: str | None, exemplars: str | None) -> Prompter:
+    """Puts rows in `style_of`, with what the file `exemplars` holds to pick from. Raises `UsageError`."""
+    style = style_of(task, prompt)
     if exemplars and style.pick != "similar":
         raise UsageError(f"--exemplars is for prompts that pick similar examples, and {prompt or task.prompt} shows the card's "
                          "first; add --prompt similar")

@@ -13,7 +13,7 @@ from edgedistill.tasks import data as rows_
 from edgedistill.tasks.data import Row
 from edgedistill.tasks.metrics import interval, paired
 from edgedistill.tasks.task import Task
-from edgedistill.teach import digest, prompter_of, read_exemplars
+from edgedistill.teach import digest, read_exemplars, style_of
 from edgedistill.teach.asker import Ask, Local
 from edgedistill.teach.completion import Sampling
 from edgedistill.teach.engine import Engine
@@ -37,7 +37,7 @@ def compare_prompts(
     """
     card = cards.load(Task, task)
     for name in prompts:
-        prompter_of(card, name, None)
+        style_of(card, name)
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: at least 1 row is needed")
     if not (data or card.data):
