@@ -1,6 +1,6 @@
 """SIGKILL at 20 random moments, for a GGUF file and for a server: nothing lost, nothing twice, the same bytes.
 
-    python benchmarks/teach_kill.py
+    python benchmarks/teach_kill.py [--teacher in-process|url]
 
 The embedded teacher, 50 built-in rows with at most 24 new tokens, 2 samples at temperature 0.8, 2 sequences at once,
 `--deterministic`, with soft targets where the engine gives them. A run that nothing disturbs is compared byte for byte with
@@ -11,6 +11,7 @@ on. Writes benchmarks/results/teach-kill.json.
 
 from __future__ import annotations
 
+import argparse
 import random
 import re
 import signal
@@ -35,6 +36,9 @@ RESULT = Path(__file__).parent / "results" / "teach-kill.json"
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--teacher", choices=("in-process", "url"), help="only this one; the other's trials are kept")
+    only = parser.parse_args().teacher
     model = str(locate(cards.load(Teacher, "smollm2-135m")))
     found = []
     with tempfile.TemporaryDirectory() as folder, served(model) as url:
@@ -43,12 +47,16 @@ def main() -> None:
         own = (kit.folder("teachers") / "tasks" / "wordmath.toml").read_text(encoding="utf-8")
         card.write_text(re.sub(r"(?m)^max_new_tokens = .*", "max_new_tokens = 24", own), encoding="utf-8")
         for teacher, flags in (("in-process", ["--gguf", model]), ("url", ["--url", url])):
+            if only not in (None, teacher):
+                continue
             for mode, more in (("deterministic", ["--deterministic"]), ("default", [])):
                 more = more + (soft if teacher == "in-process" else [])
                 found.append({"teacher": teacher, "mode": mode,
                               **trial(Path(folder) / f"{teacher}-{mode}", ["--task", str(card), *flags, *more])})
                 print(found[-1], flush=True)
     assert all(t["once_each"] and (t["same_bytes"] or t["mode"] == "default") for t in found), found
+    if RESULT.exists():
+        found += [t for t in runs.read_json(RESULT)["trials"] if t["teacher"] not in {new["teacher"] for new in found}]
     runs.write_json(RESULT, {**machine.origin("teach-kill"), "rows": ROWS, "samples": SAMPLES, "trials": found})
 
 

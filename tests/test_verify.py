@@ -261,7 +261,7 @@ def test_ledger_counts_what_the_teacher_can_do():
 
     def made(identity, sample, value, verdict="verified", **more):
         answered = {"answer": value, "value": value} if value else {"answer": None, "value": None}
-        return {**entry(sample, verdict=verdict), **answered, "id": identity, "prompt_tokens": 100, "generated_tokens": 10,
+        return {**entry(sample, "Add.", verdict=verdict), **answered, "id": identity, "prompt_tokens": 100, "generated_tokens": 10,
                 "finish_reason": "stop", **more}
 
     corpus = [
