@@ -103,6 +103,10 @@ def test_without_gold_the_vote_decides_and_only_its_rationales_are_kept() -> Non
     assert vote(TASK, row, entries) == "( 3 + 0 )"
     made = questions("step-by-step", TASK, [row], entries)
     assert made[0].label == "( 3 + 0 )" and made[0].rationales == ("( 3 + 0 )", "( 1 + 2 )")
+    # Nor do samples that were told the label, or texts that the teacher only scored, have a voice.
+    told = [{"id": "1", "answer": "( 9 + 9 )", "verdict": "verified", **mark} for mark in (
+        {"hint": True}, {"finish_reason": "scored"}, {"hint": True, "finish_reason": "stop"})]
+    assert vote(TASK, row, [*told, *entries]) == "( 3 + 0 )"
 
 
 def test_methods_without_targets_say_what_to_do() -> None:

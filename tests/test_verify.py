@@ -261,8 +261,8 @@ def test_ledger_counts_what_the_teacher_can_do():
 
     def made(identity, sample, value, verdict="verified", **more):
         answered = {"answer": value, "value": value} if value else {"answer": None, "value": None}
-        return {**entry(sample, "Add.", verdict=verdict), **answered, "id": identity, "prompt_tokens": 100, "generated_tokens": 10,
-                "finish_reason": "stop", **more}
+        return {**entry(sample, "Add.", verdict=verdict), **answered, "id": identity, "prompt_tokens": 100,
+                "generated_tokens": 10, "finish_reason": "stop", **more}
 
     corpus = [
         made("a", 0, "7"), made("a", 1, "8", "wrong", reason="x"), made("a", 2, "7", "duplicate", reason="y"),

@@ -68,8 +68,8 @@ def vote(task: Task, row: Row, entries: list[dict[str, Any]]) -> str | None:
 
     Samples that were told the label, and given texts that the teacher only scored, are left out.
     """
-    answers = [task.parse(entry["answer"], row.choices) for entry in entries if entry["answer"] and not entry["hint"]
-               and entry["finish_reason"] != "scored"]
+    answers = [task.parse(entry["answer"], row.choices) for entry in entries if entry["answer"] and not entry.get("hint")
+               and entry.get("finish_reason") != "scored"]
     counts = Counter(answer.value for answer in answers if answer)
     if not counts:
         return None
