@@ -2,7 +2,8 @@
 
     EDGEDISTILL_MODELS=... python benchmarks/teach_soft.py --data PATH/svamp
 
-Rate: three pairs of blocks of 32 SVAMP training rows, with and without, in turns, for each model. Bytes and memory: the
+Rate: three pairs of blocks of 32 SVAMP training rows, with and without, in turns, for each model; with includes the check
+and the writing of every sample's records, as the stage does it. Bytes and memory: the
 verb itself on 100 and on 1,000 built-in rows with the embedded teacher and at most 8 new tokens, each in a process of its
 own; peak memory is what the stage's manifest records (the process's largest resident size). Writes
 benchmarks/results/teach-soft.json; a part that is there is not repeated.
@@ -27,7 +28,7 @@ from edgedistill.teach.asker import Ask, Local
 from edgedistill.teach.completion import Sampling
 from edgedistill.teach.engine import Engine
 from edgedistill.teach.prompts import Prompter
-from edgedistill.teach.soft import read
+from edgedistill.teach.soft import Writer, check, read
 from edgedistill.teach.source import resolve
 
 K, BLOCKS, ROWS = 20, 3, 32
@@ -61,7 +62,16 @@ def rate(model: str, data: str) -> dict[str, Any]:
         for k in ((0, K) if block % 2 else (K, 0)):
             start = time.monotonic()
             asks = (Ask(row.id, row, (0,)) for row in rows[block * ROWS: (block + 1) * ROWS])
-            tokens = sum(done.generated_tokens for done in asker.ask(asks, Sampling(), k))
+            tokens = 0
+            with tempfile.TemporaryDirectory() as folder:
+                writer = Writer(Path(folder), k, []) if k else None
+                for done in asker.ask(asks, Sampling(), k):
+                    tokens += done.generated_tokens
+                    if writer:
+                        check(done.soft, done.text, engine.piece, engine.is_end)
+                        writer.add(done.soft)
+                if writer:
+                    writer.close()
             seconds = time.monotonic() - start
             entries.append({"block": block, "soft_targets": k, "seconds": round(seconds, 2), "generated_tokens": tokens,
                             "rows_per_s": round(ROWS / seconds, 4)})

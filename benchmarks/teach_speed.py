@@ -2,8 +2,8 @@
 
     EDGEDISTILL_MODELS=... python benchmarks/teach_speed.py --data PATH/svamp [--distilabel PYTHON] [--samples 1,4]
 
-Three blocks of 32 SVAMP training rows (10 with several samples a row); in each block every engine answers the same rows
-with the same prompt tokens, sampling and threads, in an order that rotates. All begin a block with the shared prefix in
+Three blocks of 32 SVAMP training rows; in each block every engine answers the same rows with the same prompt tokens,
+sampling and threads, in an order that rotates. All begin a block with the shared prefix in
 their cache, as they have it in a long run (`prefix_s` is what it took, once). The loop gets flash attention on or off,
 whichever was faster on 8 rows; distilabel's LlamaCppLLM runs in its own environment (benchmarks/peers/
 distilabel_worker.py) with the same chats, one sample a row: it decodes one text after another through the same class.
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="folder with SVAMP's train")
     parser.add_argument("--models", default="qwen2.5-coder-1.5b,qwen2.5-coder-0.5b")
     parser.add_argument("--samples", default="1,4")
-    parser.add_argument("--rows", type=int, default=ROWS, help="rows of a block; with several samples a third")
+    parser.add_argument("--rows", type=int, default=ROWS, help="rows of a block")
     parser.add_argument("--distilabel", help="the python of an environment with distilabel[llama-cpp]")
     parser.add_argument("--threads", type=int, default=machine.cores())
     args = parser.parse_args()
@@ -75,8 +75,7 @@ def measure(model: str, task: Task, rows: list[Row], args: argparse.Namespace) -
         if peer and samples == 1:
             engines["distilabel"] = lambda its, s=sampling, n=samples: peer(prompter, its, s, n, task.max_new_tokens)
         for block in range(BLOCKS):
-            size = args.rows if samples == 1 else args.rows // 3
-            its = rows[WARM + block * size: WARM + (block + 1) * size]
+            its = rows[WARM + block * args.rows: WARM + (block + 1) * args.rows]
             names = list(engines)
             for name in names[block % len(names):] + names[: block % len(names)]:
                 engines[name](rows[:1])  # the prefix is in its cache again
