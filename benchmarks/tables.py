@@ -75,11 +75,12 @@ def teach() -> str:
             lines.append(f"| {model} | {samples} | " + " | ".join(
                 f"{c['median']:.2f}x ({c['min']:.2f} to {c['max']:.2f})" if c else "not measured" for c in cells) + " |")
     rows = next(iter(speed.values()))["rows_of_a_block"]
-    lines[0] += f", of {rows} rows, or {rows // 3} with several samples:"
-    # The rate is left out: its file was put together by hand (its own note), so it counts only once measured again.
+    lines[0] += f" of {rows} rows:"
+    rates = ", ".join(f"{100 * rate['median_ratio']:.0f} % ({model})" for model, rate in soft["rates"].items())
     lines += ["", (
-        f"With `--soft-targets {soft['k']}` a token takes {soft['sizes'][1]['bytes_a_token']:.0f} bytes, and peak memory with "
-        f"1,000 rows is {100 * (soft['peak_of_1000_over_100'] - 1):+.1f} % of that with 100 "
+        f"With `--soft-targets {soft['k']}` the rate is {rates} of that without, a token takes "
+        f"{soft['sizes'][1]['bytes_a_token']:.0f} bytes, and peak memory with 1,000 rows is "
+        f"{100 * (soft['peak_of_1000_over_100'] - 1):+.1f} % of that with 100 "
         "([script](benchmarks/teach_soft.py), [result](benchmarks/results/teach-soft.json))."), "",
               "What qwen2.5-coder-1.5b itself answers, the ceiling of what it can teach alone; SVAMP's prompt chosen on its "
               "dev rows ([script](benchmarks/teacher_accuracy.py), [result files](benchmarks/results/teacher)):", "",
@@ -93,9 +94,28 @@ def teach() -> str:
     return "\n".join(lines)
 
 
+def train() -> str:
+    """What the trainer is worth, from `results/train-speed/`, `train-memory-cpu.json`, `t5-wordmath.json`, `svamp-methods/`."""
+    speed = {path.stem: _json(path) for path in sorted((RESULTS / "train-speed").glob("*.json"), reverse=True)}
+    memory = _read("train-memory-cpu.json")
+    lines = ["`step-by-step` against the published recipe (two passes a question, padded to the longest, all logits, AdamW, "
+             "through transformers' Trainer) on the same rows, student, batch and precision "
+             "([script](benchmarks/train_speed.py), [result files](benchmarks/results/train-speed)):", "",
+             "| student | examples a second | published | ratio | peak memory |", "|---|---|---|---|---|"]
+    for name, r in speed.items():
+        rate, ratio = r["examples_per_s"], r["speed_ratio"]
+        lines.append(f"| {name}, {r['details']['edgedistill']['parameters'] / 1e6:.0f} M | {rate['edgedistill']:.1f} | "
+                     f"{rate['published']:.1f} | {ratio['median']:.2f}x ({ratio['min']:.2f} to {ratio['max']:.2f}) | "
+                     f"{100 * r['memory_ratio']:.0f} % |")
+    lines += ["", f"`train --dry-run` told the peak memory of {len(memory['configurations'])} configurations to within "
+              f"{100 * memory['largest_error']:.0f} % ([script](benchmarks/train_memory.py), "
+              "[result](benchmarks/results/train-memory-cpu.json))."]
+    return "\n".join(lines)
+
+
 def write(text: str) -> str:
     """The README's text with the figures of today's result files between its markers."""
-    for name, make in (("demo", demo), ("svamp", svamp), ("teach", teach)):
+    for name, make in (("demo", demo), ("svamp", svamp), ("teach", teach), ("train", train)):
         text = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda m, make=make: m[1] + make() + m[2], text,
                       flags=re.DOTALL)
     return text

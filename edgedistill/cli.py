@@ -10,6 +10,7 @@ import typer
 
 from edgedistill import defaults
 from edgedistill.errors import Error, UsageError
+from edgedistill.progress import QUIET
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None,
                   help="From a local GGUF teacher to a tiny int8 ONNX student, measured on the device.",
@@ -88,6 +89,11 @@ def teach(
 
         if url:
             raise UsageError("--compare-prompts needs the model itself; give --gguf")
+        ignored = {"--samples": samples > 1, "--enough": enough, "--hint": hint, "--soft-targets": soft_targets,
+                   "--score": score, "--temp": temp, "--deterministic": deterministic, "--api-price": price}
+        if any(ignored.values()):
+            flag = next(name for name, given in ignored.items() if given)
+            raise UsageError(f"--compare-prompts asks greedily, once a row: leave {flag} out")
         return _show(verb(gguf, prompts=tuple(prompt.split(",")) if prompt else (), **shared), as_json)
     from edgedistill.teach import teach as verb
 
@@ -101,22 +107,50 @@ def train(
     student: Annotated[str | None, typer.Option(help="A student's name, a folder, a hub id, or carve.")] = None,
     tiny: Annotated[bool, typer.Option("--tiny", help=f"{defaults.TINY} if the hub or its cache has it, else carve.")] = False,
     run: Run = defaults.RUN,
-    method: Annotated[str, typer.Option(help="finetune, seq-kd or step-by-step.")] = defaults.METHOD,
+    method: Annotated[str, typer.Option(help="finetune, seq-kd, step-by-step, single-task, specialize, "
+                                        "logit-kd or reparam.")] = defaults.METHOD,
     task: Annotated[str | None, typer.Option(help="Task card for --data.")] = None,
-    data: Annotated[str | None, typer.Option(help="Labelled rows for training without a teacher.")] = None,
+    data: Annotated[str | None, typer.Option(help="Rows for training without a teacher; their own rationales are used "
+                                             "(--column rationale=NAME, stated=NAME for the answers they come to).")] = None,
     column: Columns = None,
     epochs: float = defaults.EPOCHS,
+    tokens: Annotated[float | None, typer.Option(help="Train for so many tokens instead of --epochs.")] = None,
     batch_size: Annotated[int, typer.Option(help="Questions a step.")] = defaults.BATCH_SIZE,
     learning_rate: Annotated[float | None, typer.Option(help="Default by family: " + ", ".join(
         f"{family} {rate:g}" for family, rate in defaults.LEARNING_RATE.items()))] = None,
-    alpha: Annotated[float, typer.Option(help="step-by-step: weight of the label's loss.")] = defaults.ALPHA,
+    alpha: Annotated[float, typer.Option(help="step-by-step: weight of the label's loss; logit-kd: of the label itself "
+                                         "against the mentor.")] = defaults.ALPHA,
+    weighting: Annotated[str, typer.Option(help="A part's loss is a mean by token or by sequence.")] = defaults.WEIGHTING,
+    two_pass: Annotated[bool, typer.Option("--two-pass", help="step-by-step as published: an encoding for each "
+                                           "target.")] = False,
+    mutual_information: Annotated[float, typer.Option(help="step-by-step: weight of the term that ties labels and "
+                                                      "rationales (0.1 in its paper).")] = 0.0,
+    match: Annotated[str | None, typer.Option(help="The teacher's texts by sample or by distribution (its soft "
+                                              "targets).")] = None,
+    formats: Annotated[list[str] | None, typer.Option("--formats", help="specialize: NAME=SHARE, of " + ", ".join(
+        defaults.FORMATS) + ".")] = None,
+    mentor: Annotated[str | None, typer.Option(help="logit-kd: a larger student's folder, of the same tokenizer.")] = None,
+    temperature: Annotated[float, typer.Option(help="logit-kd: of the mentor's distribution.")] = defaults.TEMPERATURE,
+    factors: Annotated[int, typer.Option(help="reparam: matrices of the linear chain in each FFN's place, 1 to 3.")
+                       ] = defaults.FACTORS,
+    ood: Annotated[str | None, typer.Option(help="Another data set whose dev rows are watched; its best checkpoint is kept "
+                                            "too.")] = None,
+    general: Annotated[str | None, typer.Option(help="A text file whose perplexity is watched.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw8bit, adamw or adafactor (default: " + ", ".join(
         f"{name} on {device}" for device, name in defaults.OPTIMIZER.items()) + ").")] = None,
     layers: Annotated[int | None, typer.Option(help=f"carve: layers kept (default {defaults.CARVE_LAYERS}).")] = None,
-    vocabulary: Annotated[int, typer.Option(help="carve: pieces kept, the task's own always.")] = defaults.VOCABULARY,
+    vocabulary: Annotated[int | None, typer.Option(min=1, help="Pieces kept, the task's own always (default: all; of a "
+                                                   f"carved student {defaults.VOCABULARY}).")] = None,
     carve_from: Annotated[str, typer.Option("--from", help="carve: the GGUF file or card to cut from.")] = defaults.TEACHER,
+    batch_tokens: Annotated[int | None, typer.Option(min=1, help="Padded tokens of a micro-batch; a step has as many as its "
+                                                     "questions need.")] = None,
     gradient_checkpointing: Annotated[bool | None, typer.Option(help="Less memory, a third more time "
                                                                 "(default: on a GPU).")] = None,
+    vram: Annotated[float | None, typer.Option(min=0.1, help="GB: picks micro-batches and savers that fit.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, try one step, train nothing.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on or fail (going on is the default, beginning anew where "
+                                         "there is nothing).")] = False,
+    report_to: Annotated[list[str] | None, typer.Option(help="The Trainer's own logs: tensorboard, wandb, ...")] = None,
     seed: Seed = defaults.SEED, threads: Threads = None,
     overwrite: Overwrite = False, as_json: Json = False, list_: Listing = False,
 ) -> None:
@@ -126,9 +160,12 @@ def train(
     from edgedistill.train import train as verb
 
     _show(verb(student, run=run, tiny=tiny, method=method, task=task, data=data, column=_columns(column), epochs=epochs,
-               batch_size=batch_size, learning_rate=learning_rate, alpha=alpha, optimizer=optimizer, layers=layers,
-               vocabulary=vocabulary, carve_from=carve_from, gradient_checkpointing=gradient_checkpointing, seed=seed,
-               threads=threads, overwrite=overwrite), as_json)
+               tokens=tokens, batch_size=batch_size, learning_rate=learning_rate, alpha=alpha, weighting=weighting,
+               two_pass=two_pass, mutual_information=mutual_information, match=match, formats=_shares(formats), mentor=mentor,
+               temperature=temperature, factors=factors, ood=ood, general=general, optimizer=optimizer, layers=layers,
+               vocabulary=vocabulary, carve_from=carve_from, batch_tokens=batch_tokens,
+               gradient_checkpointing=gradient_checkpointing, vram=vram,
+               dry_run=dry_run, resume=resume, report_to=report_to, seed=seed, threads=threads, overwrite=overwrite), as_json)
 
 
 @app.command("eval")
@@ -273,8 +310,19 @@ def _columns(items: list[str] | None) -> dict[str, str]:
     return columns
 
 
+def _shares(items: list[str] | None) -> dict[str, float] | None:
+    shares = {}
+    for item in items or []:
+        name, _, share = item.partition("=")
+        try:
+            shares[name] = float(share)
+        except ValueError:
+            raise UsageError(f"--formats {item}: write it as zero-shot=0.7") from None
+    return shares or None
+
+
 def _show(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
+    if as_json and not QUIET:
         print(json.dumps(result, ensure_ascii=False))
 
 

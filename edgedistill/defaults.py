@@ -24,8 +24,19 @@ TINY = "t5-small"            # what --tiny takes when the hub or its cache has i
 METHOD = "step-by-step"
 EPOCHS = 8
 BATCH_SIZE = 16              # questions a step; step-by-step has two targets for one question
+FACTORS = 3                  # of reparam's linear chains, 1 to 3: the thesis's best
 ALPHA = 0.5                  # weight of the label's loss, the value of the paper's code
 WARMUP_SHARE = 0.05
+BATCH_TOKENS = {"cuda": 8192, "cpu": 1024}  # padded tokens of a micro-batch; a step is as many of them as its questions need
+WEIGHTING = "token"
+TEMPERATURE = 2.0            # logit-kd: Lee's best for the smaller students are 2 and 3
+# specialize: how often each format is drawn. The paper's mix of micro-batches is 0.60 in-context, 0.38 zero-shot, 0.02
+# answers alone; worked examples cost six times the tokens, so here most questions come without.
+FORMATS = {"zero-shot": 0.75, "in-context": 0.15, "zero-shot-answer": 0.05, "in-context-answer": 0.05}
+SHOTS = 4                    # worked examples before a question of specialize, as in the paper
+CHECKPOINT_MINUTES = 15      # a checkpoint at least so often, besides one an epoch
+GENERAL_BYTES = 65_536       # of a general text whose perplexity is watched
+OOD_ROWS = 200               # dev rows of another task that are watched, at most
 # 8-bit state pays where memory is short; on a CPU it costs half a step's time again (benchmarks/LOG.md).
 OPTIMIZER = {"cuda": "adamw8bit", "cpu": "adamw"}
 LEARNING_RATE = {"t5": 1e-3, "decoder": 3e-4}  # t5: scratch or v1.1 want more than the paper's 5e-5

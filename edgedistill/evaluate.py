@@ -13,7 +13,7 @@ from edgedistill.errors import UsageError
 from edgedistill.progress import Progress, say
 from edgedistill.tasks import data as rows_
 from edgedistill.tasks.data import Row
-from edgedistill.tasks.metrics import interval, paired
+from edgedistill.tasks.metrics import interval, majority, paired
 from edgedistill.tasks.task import Task
 
 Predict = Callable[[list[Row]], list[str]]
@@ -97,7 +97,7 @@ def _subject(place: str, card: Task, threads: int, asking: tuple[str | None, str
             progress = Progress("eval", len(rows), "rows")
             texts = []
             for row in rows:
-                texts.append(student.generate(card.question(row)).text)
+                texts.append(student.format.split(student.generate(card.question(row)).text)[1])
                 progress.advance()
             return texts
 
@@ -121,7 +121,6 @@ def _teacher(place: str, card: Task, threads: int, prompt: str | None, exemplars
     from edgedistill.teach import prompter_of
     from edgedistill.teach.asker import Ask, ready
     from edgedistill.teach.completion import Sampling
-    from edgedistill.teach.ledger import majority
     from edgedistill.teach.session import row_seed
     from edgedistill.teach.source import resolve
     from edgedistill.teach.verify import judge

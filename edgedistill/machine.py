@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
@@ -72,6 +73,19 @@ def cpu_flags() -> set[str]:
     """Instruction-set flags as Linux names them; empty where they cannot be read."""
     match = re.search(r"^(?:flags|Features)\s*:\s*(.*)$", _cpuinfo(), re.MULTILINE)
     return set(match[1].split()) if match else set()
+
+
+def rss_mb() -> float:
+    """The process's resident size now in MB; 0 where it cannot be read."""
+    status = Path("/proc/self/status")
+    match = re.search(r"^VmRSS:\s*(\d+) kB", status.read_text(encoding="utf-8"), re.MULTILINE) if status.is_file() else None
+    return round(int(match[1]) * 1024 / 1e6, 1) if match else 0.0
+
+
+def reset_peak() -> None:
+    """Begins `peak_rss_mb` anew, where the system can do that."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def peak_rss_mb() -> float:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
+
+QUIET = os.environ.get("RANK", "0") != "0"  # of the processes that torchrun starts, the first one speaks
 
 
 def clock(seconds: float) -> str:
@@ -18,7 +21,8 @@ def clock(seconds: float) -> str:
 
 def say(text: str = "") -> None:
     """A line for the user. On stderr, so that stdout stays free for results."""
-    print(text, file=sys.stderr, flush=True)
+    if not QUIET:
+        print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -50,4 +54,5 @@ class Progress:
         rate = self.done / max(now - self.start, 1e-9)
         left = f", {clock((self.total - self.done) / rate)} left" if self.settle < self.done < self.total else ""
         text = f"{self.title}: {self.done}/{self.total} {self.unit}, {rate:.3g}/s{left}{note and ', ' + note}"
-        print(f"\r\033[K{text}" if self.live else text, end=end, file=sys.stderr, flush=True)
+        if not QUIET:
+            print(f"\r\033[K{text}" if self.live else text, end=end, file=sys.stderr, flush=True)

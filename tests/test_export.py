@@ -15,6 +15,7 @@ from edgedistill.errors import GateError, UsageError
 from edgedistill.export import export, write
 from edgedistill.runs import read_json
 from edgedistill.tasks import wordmath
+from edgedistill.train import reparam
 
 FAMILIES = {
     "t5-v1.0": tiny_students.t5,
@@ -22,6 +23,8 @@ FAMILIES = {
     "llama-tied": tiny_students.decoder,
     "llama-untied": lambda: tiny_students.decoder(tied=False),
     "qwen2": lambda: tiny_students.decoder("qwen2"),
+    "t5-chains": lambda: tiny_students.chained(tiny_students.t5()),
+    "llama-chains": lambda: tiny_students.chained(tiny_students.decoder()),
 }
 PORTABLE = cards.load(Target, "portable")
 
@@ -48,7 +51,7 @@ def test_int8_logits_stay_near_fp32_in_both_forms(family: str, target: str, tmp_
         write(student, tmp_path / precision, precision, card)
     exact, quantised = (Student.load(tmp_path / precision) for precision in ("fp32", "int8"))
     source = exact.format.encode_source(exact.tokenizer, questions(1)[0], "label")
-    a, b = (edge.graphs.start(source, edge.format.start_id).copy() for edge in (exact, quantised))
+    a, b = (edge.graphs.start(source, [edge.format.start_id]).copy() for edge in (exact, quantised))
     assert not np.array_equal(a, b)
     assert np.abs(a - b).max() < 0.08 * np.abs(a - a.mean()).max()
 
@@ -77,6 +80,31 @@ def test_each_weight_is_stored_once(family: str, tmp_path: Path) -> None:
     # Beside the parameters: rotary or bias tables, the gap to the next page for each of some 60 arrays.
     assert stored < 4 * student.parameters() + 90 * 4096
     assert graphs < 200_000
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("family", ["t5-chains", "llama-chains"])
+def test_chains_are_written_as_their_merged_matrices(family: str, precision: str, tmp_path: Path) -> None:
+    student = FAMILIES[family]()
+    write(student, tmp_path / "chains", precision, PORTABLE)
+    reparam.merge(student.model)
+    write(student, tmp_path / "merged", precision, PORTABLE)
+    for path in (tmp_path / "merged").iterdir():
+        assert path.read_bytes() == (tmp_path / "chains" / path.name).read_bytes()
+    graphs = [onnx.load(path, load_external_data=False).graph for path in (tmp_path / "merged").glob("*.onnx")]
+    stored = {init.name for graph in graphs for init in graph.initializer}
+    assert len([name for name in stored if name.endswith(".ffn")]) == (5 if family.startswith("t5") else 3)
+    assert not [name for name in stored if name.endswith((".wi", ".wo", ".gate_up", ".down"))]
+
+
+@pytest.mark.parametrize("family", ["t5-chains", "llama-chains"])
+def test_a_merged_folder_passes_the_gates_and_answers_in_int8(family: str, tmp_path: Path) -> None:
+    student = FAMILIES[family]()
+    reparam.merge(student.model)
+    student.save(tmp_path / "student", {}, "# card\n")
+    result = export(str(tmp_path / "student"), run=str(tmp_path / "run"))
+    assert result["precision"] == "int8" and result["parameters"] == student.parameters()
+    assert isinstance(Student.load(tmp_path / "run" / "export" / "bundle").answer(questions(1)[0]).text, str)
 
 
 def test_min_new_tokens_and_max_new_tokens_force_a_length(tmp_path: Path) -> None:
@@ -141,7 +169,7 @@ def test_a_product_kept_high_is_nearer_to_fp32_and_no_larger_on_disk(target: str
         write(student, tmp_path / name, precision, card, kept)
     edges = {name: Student.load(tmp_path / name) for name in ("fp32", "int8", "kept")}
     source = edges["fp32"].format.encode_source(edges["fp32"].tokenizer, questions(1)[0], "label")
-    logits = {name: edge.graphs.start(source, -1).copy() for name, edge in edges.items()}
+    logits = {name: edge.graphs.start(source, []).copy() for name, edge in edges.items()}
     error = {name: np.abs(logits[name] - logits["fp32"]).mean() for name in ("int8", "kept")}
     assert error["kept"] < error["int8"]
     sizes = {name: (tmp_path / name / "weights.bin").stat().st_size for name in ("int8", "kept")}

@@ -192,6 +192,7 @@ def test_real_template_of_the_embedded_teacher_renders(teacher_path):
 @pytest.mark.parametrize(("written", "kept"), [
     (" Add them. The answer is 3 + 4. Another question", " Add them. The answer is 3 + 4."),
     (" Half. The answer is ( 2.5 * 4 ). Then", " Half. The answer is ( 2.5 * 4 )."),
+    (" A city. The answer is St. Louis. Then", " A city. The answer is St. Louis."),
     (" So. The answer is 3 + 4\nQ: more", " So. The answer is 3 + 4\n"),
     (" The answer is 3 + 4.", None), (" No lead. Nothing. ", None), ("", None),
 ])

@@ -6,8 +6,9 @@ import time
 import pytest
 
 from edgedistill.tasks.data import Row
+from edgedistill.tasks.metrics import majority
 from edgedistill.tasks.task import Style, Task
-from edgedistill.teach.ledger import ledger, majority
+from edgedistill.teach.ledger import ledger
 from edgedistill.teach.session import due
 from edgedistill.teach.verify import equations, holds, judge, settle
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import string
 from pathlib import Path
 
 import torch
@@ -20,6 +21,8 @@ from transformers import (
 from edgedistill import runs
 from edgedistill.tasks import data, wordmath
 from edgedistill.tasks.task import Task
+from edgedistill.train import reparam
+from edgedistill.train.methods import Question, Target
 from edgedistill.train.students import DecoderStudent, Student, T5Student
 
 TASK = Task("wordmath", "test", "equation", max_input_tokens=96, max_label_tokens=16, max_rationale_tokens=40)
@@ -41,6 +44,22 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
 
 
+def t5_like_tokenizer(extra_ids: int = 100, corpus: list[str] | None = None, pieces: int = 500) -> PreTrainedTokenizerFast:
+    """What t5-small's does, small (trained on `corpus`, else the built-in problems): all whitespace is one space,
+    compatibility characters are respelled, letters and signs
+    of some Western languages are pieces and `{ } < \\ ~ ^` are not, the sentinels are special tokens at the end."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    tokenizer.decoder = decoders.Metaspace()
+    printable = set(string.ascii_letters + string.digits + string.punctuation) - set("{}<\\~^")
+    tokenizer.train_from_iterator(corpus or texts(), trainers.UnigramTrainer(
+        vocab_size=pieces, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False,
+        initial_alphabet=sorted(printable | set("£§°€«»éàüßșțîă"))))
+    tokenizer.add_special_tokens([f"<extra_id_{i}>" for i in reversed(range(extra_ids))])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
 def bpe_tokenizer() -> PreTrainedTokenizerFast:
     """A byte-level BPE tokenizer with an end-of-text token."""
     tokenizer = Tokenizer(models.BPE())
@@ -52,10 +71,11 @@ def bpe_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end|>", pad_token="<|end|>")
 
 
-def t5(gated: bool = False, tied: bool = True, task: Task | None = TASK) -> Student:
+def t5(gated: bool = False, tied: bool = True, task: Task | None = TASK,
+       tokenizer: PreTrainedTokenizerFast | None = None) -> Student:
     """v1.0's form (ReLU, tied) or v1.1's and flan's (gated GELU, untied)."""
     torch.manual_seed(0)
-    tokenizer = t5_tokenizer()
+    tokenizer = tokenizer or t5_tokenizer()
     config = T5Config(
         vocab_size=len(tokenizer), d_model=64, d_kv=16, d_ff=96, num_layers=3, num_decoder_layers=2, num_heads=4,
         feed_forward_proj="gated-gelu" if gated else "relu", tie_word_embeddings=tied, decoder_start_token_id=0,
@@ -63,6 +83,21 @@ def t5(gated: bool = False, tied: bool = True, task: Task | None = TASK) -> Stud
     student = T5Student(T5ForConditionalGeneration(config).eval(), tokenizer)
     student.set_task(task)
     return student
+
+
+T5_SHAPES = {"t5-small": {"d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8},
+             "t5-base": {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12}}
+
+
+def t5_shaped(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast | None = None, half: bool = False) -> Path:
+    """A folder with the shape of T5_SHAPES: random parameters (60.5M, 222.9M), more rows than the tokenizer has pieces."""
+    torch.manual_seed(0)
+    model = T5ForConditionalGeneration(T5Config(
+        vocab_size=32128, feed_forward_proj="relu", tie_word_embeddings=True, decoder_start_token_id=0, pad_token_id=0,
+        eos_token_id=1, **T5_SHAPES[name]))
+    (model.half() if half else model).save_pretrained(folder)
+    (tokenizer or t5_like_tokenizer()).save_pretrained(folder)
+    return folder
 
 
 def decoder(family: str = "llama", tied: bool = True, task: Task | None = TASK) -> Student:
@@ -80,6 +115,18 @@ def decoder(family: str = "llama", tied: bool = True, task: Task | None = TASK) 
             torch.nn.init.normal_(parameter, std=0.5)
     student = DecoderStudent(model.eval(), tokenizer)
     student.set_task(task)
+    return student
+
+
+def problems(n: int) -> list[Question]:
+    """Built-in problems as questions with labels only."""
+    return [Question(row["id"], row["input"], row["label"], ((Target("label", row["label"]),),))
+            for row in wordmath.generate("train", n)]
+
+
+def chained(student: Student, factors: int = 3) -> Student:
+    """`student` with untrained linear chains instead of its FFNs."""
+    reparam.replace(student.model, factors)
     return student
 
 

@@ -57,16 +57,17 @@ class Decoder:
         self.cache.bind(self.binding)
         self.length = 0
 
-    def room(self, source: int) -> int:
-        """How many tokens may follow a source of that length."""
-        return self.max_length - source
+    def room(self, source: int, opening: int) -> int:
+        """How many tokens may follow a source and an opening of these lengths."""
+        return self.max_length - source - opening
 
-    def start(self, source: list[int], start_id: int) -> np.ndarray:
-        """Logits [V] after the source, from an empty cache."""
-        if len(source) >= self.max_length:
-            raise UsageError(f"the input has {len(source)} tokens, this bundle takes at most {self.max_length - 1}")
+    def start(self, source: list[int], opening: list[int]) -> np.ndarray:
+        """Logits [V] after the source and the opening, from an empty cache."""
+        if len(source) + len(opening) >= self.max_length:
+            raise UsageError(f"the input has {len(source)} tokens, this bundle takes at most "
+                             f"{self.max_length - len(opening) - 1}")
         self.length = 0
-        return self._run(source)
+        return self._run(source + opening)
 
     def step(self, token: int) -> np.ndarray:
         """Logits [V] after one more token."""
@@ -94,10 +95,10 @@ class EncoderDecoder:
         self.cache.bind(self.binding)
         self.length = 0
 
-    def room(self, source: int) -> int:
-        return self.max_length
+    def room(self, source: int, opening: int) -> int:
+        return self.max_length - opening + 1  # the last token's own step is not needed
 
-    def start(self, source: list[int], start_id: int) -> np.ndarray:
+    def start(self, source: list[int], opening: list[int]) -> np.ndarray:
         if len(source) > self.max_input:
             raise UsageError(f"the input has {len(source)} tokens, this bundle takes at most {self.max_input}")
         cross = self.encoder.io_binding()
@@ -109,7 +110,9 @@ class EncoderDecoder:
         for name, value in zip(names, cross.get_outputs(), strict=True):
             self.binding.bind_ortvalue_input(name, value)
         self.length = 0
-        return self.step(start_id)
+        for token in opening:
+            logits = self.step(token)
+        return logits
 
     def step(self, token: int) -> np.ndarray:
         self.binding.bind_cpu_input("input_ids", np.array([[token]], np.int64))

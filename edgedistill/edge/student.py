@@ -62,10 +62,12 @@ class Student:
     def answer(self, text: str, explain: bool = False, choices: tuple[str, ...] = ()) -> Answer:
         """The answer to one question; with `explain` its rationale too, decoded by the rationale prefix."""
         out = self.generate(text)
-        parsed = self.task.parse(out.text, choices) if self.task else None
-        rationale = self.generate(text, part="rationale").text if explain else None
+        rationale, stated = self.format.split(out.text)
+        parsed = self.task.parse(stated, choices) if self.task else None
+        if explain and rationale is None:
+            rationale = self.generate(text, part="rationale").text
         return Answer(parsed.text if parsed else out.text, parsed.value if parsed else None,
-                      math.exp(sum(out.logprobs)), rationale)
+                      math.exp(sum(out.logprobs)), rationale if explain else None)
 
     def generate(self, text: str, max_new_tokens: int | None = None, min_new_tokens: int = 0,
                  part: str = "label") -> Generated:
@@ -74,10 +76,11 @@ class Student:
             raise UsageError("the text is empty; give a question")
         source = self.format.encode_source(self.tokenizer, text, part)
         limit = max_new_tokens or self.format.max_new_tokens(part)
-        limit = min(limit, self.graphs.room(len(source)))
+        opening = self.format.opening(self.tokenizer, part)
+        limit = min(limit, self.graphs.room(len(source), len(opening)))
         ids: list[int] = []
         logprobs: list[float] = []
-        logits = self.graphs.start(source, self.format.start_id)
+        logits = self.graphs.start(source, opening)
         while True:
             if len(ids) < min_new_tokens:
                 logits[self.format.eos_id] = -np.inf
@@ -89,7 +92,7 @@ class Student:
             if len(ids) >= limit:
                 break
             logits = self.graphs.step(token)
-        return Generated(ids, self.tokenizer.decode(ids).strip(), logprobs)
+        return Generated(ids, self.format.decode(self.tokenizer, ids), logprobs)
 
 
 def _log_sum_exp(logits: np.ndarray) -> float:

@@ -9,6 +9,7 @@ from typing import Any
 from edgedistill import cards, defaults, machine, runs
 from edgedistill.cards import Target
 from edgedistill.edge import bundle
+from edgedistill.edge.format import PREFIXES
 from edgedistill.errors import Error, GateError, UsageError, need
 from edgedistill.progress import Progress, clock, say
 from edgedistill.tasks import data as rows_
@@ -139,7 +140,7 @@ def write(student: Any, folder: Path, precision: str, target: Target, keep_high:
         folder.mkdir(parents=True)
         weights = Weights(folder / "weights.bin")
         try:
-            longest = max(form.max_label_tokens, form.max_rationale_tokens)
+            longest = max(form.max_new_tokens(part) + len(form.opening(student.rust, part)) for part in PREFIXES)
             linear = Linear(precision, target.linear, keep_high)
             if student.family == "t5":
                 shape = t5.write(student.model, folder, linear, weights, form.max_input_tokens, longest)
@@ -212,7 +213,7 @@ def _accuracy(student: Any, dev: list[Row], outputs: list[list[int]]) -> float:
     if not dev:
         return 0.0
     task = _task(student)
-    right = sum(task.same(task.parse(student.decode(ids), row.choices), task.label(row))
+    right = sum(task.same(task.parse(student.answer(ids), row.choices), task.label(row))
                 for ids, row in zip(outputs, dev, strict=True))
     return round(right / len(dev), 4)
 

@@ -17,6 +17,7 @@ import torch
 from edgedistill.errors import UsageError
 from edgedistill.export.graph import DOMAIN, Graph, Weights
 from edgedistill.export.linear import Linear
+from edgedistill.train import reparam
 
 
 def write(model: Any, folder: Path, linear: Linear, weights: Weights, max_length: int) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def write(model: Any, folder: Path, linear: Linear, weights: Weights, max_length
     heads, kv = config.num_attention_heads, config.num_key_value_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     state = {name: tensor.detach().float().numpy() for name, tensor in model.state_dict().items()}
+    state |= reparam.matrices(model)
     epsilon = float(config.rms_norm_eps)
 
     g = Graph("llama", weights)
@@ -54,10 +56,13 @@ def write(model: Any, folder: Path, linear: Linear, weights: Weights, max_length
                             state.get(f"{layer}.self_attn.o_proj.bias"))
         normed, residual = _norm(g, out, residual, state[f"{layer}.post_attention_layernorm.weight"],
                                  f"layers.{i}.norm2", epsilon)
-        both = np.concatenate([state[f"{layer}.mlp.{p}_proj.weight"] for p in ("gate", "up")])
-        gate, up = g.node("Split", [linear.matmul(g, normed, f"layers.{i}.gate_up", both)], 2, axis=-1, num_outputs=2)
-        hidden = g.node("Mul", [g.node("Mul", [gate, g.node("Sigmoid", [gate])]), up])
-        out = linear.matmul(g, hidden, f"layers.{i}.down", state[f"{layer}.mlp.down_proj.weight"])
+        if f"{layer}.mlp" in state:  # a merged linear chain
+            out = linear.matmul(g, normed, f"layers.{i}.ffn", state[f"{layer}.mlp"])
+        else:
+            both = np.concatenate([state[f"{layer}.mlp.{p}_proj.weight"] for p in ("gate", "up")])
+            gate, up = g.node("Split", [linear.matmul(g, normed, f"layers.{i}.gate_up", both)], 2, axis=-1, num_outputs=2)
+            hidden = g.node("Mul", [g.node("Mul", [gate, g.node("Sigmoid", [gate])]), up])
+            out = linear.matmul(g, hidden, f"layers.{i}.down", state[f"{layer}.mlp.down_proj.weight"])
         last = i + 1 == config.num_hidden_layers
         following = "model.norm.weight" if last else f"model.layers.{i + 1}.input_layernorm.weight"
         normed, residual = _norm(g, out, residual, state[following], "norm" if last else f"layers.{i + 1}.norm1", epsilon)

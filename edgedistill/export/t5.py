@@ -18,6 +18,7 @@ import torch
 from edgedistill.errors import UsageError
 from edgedistill.export.graph import DOMAIN, Graph, Weights
 from edgedistill.export.linear import Linear
+from edgedistill.train import reparam
 
 
 def write(model: Any, folder: Path, linear: Linear, weights: Weights, max_input: int, max_length: int) -> dict[str, Any]:
@@ -26,6 +27,7 @@ def write(model: Any, folder: Path, linear: Linear, weights: Weights, max_input:
     if config.dense_act_fn not in ("relu", "gelu_new"):
         raise UsageError(f"export: a T5 with {config.dense_act_fn} activation is not supported")
     state = {name: tensor.detach().float().numpy() for name, tensor in model.state_dict().items()}
+    state |= reparam.matrices(model)
     heads, size = config.num_heads, config.d_kv
     _encoder(Graph("encoder", weights), folder, state, config, linear, max_input, _bias_table(model.encoder, max_input))
     _decoder(Graph("decoder", weights), folder, state, config, linear, max_length,
@@ -125,9 +127,11 @@ def _qkv(g: Graph, x: str, linear: Linear, state: dict[str, np.ndarray], attenti
 
 def _feed_forward(g: Graph, x: str, linear: Linear, state: dict[str, np.ndarray], layer: str, name: str,
                   config: Any) -> str:
-    """x plus the feed-forward of its norm; gated (v1.1, flan) or ReLU (v1.0)."""
+    """x plus the feed-forward of its norm; gated (v1.1, flan), ReLU (v1.0) or one matrix (a merged linear chain)."""
     normed = _norm(g, x, state[f"{layer}.layer_norm.weight"], f"{name}.norm_ff", config)
     dense = f"{layer}.DenseReluDense"
+    if dense in state:
+        return g.node("Add", [x, linear.matmul(g, normed, f"{name}.ffn", state[dense])])
     if config.is_gated_act:
         both = linear.matmul(g, normed, f"{name}.wi",
                              np.concatenate([state[f"{dense}.wi_0.weight"], state[f"{dense}.wi_1.weight"]]))

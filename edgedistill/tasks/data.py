@@ -14,7 +14,7 @@ import random
 import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,14 @@ from edgedistill.errors import UsageError
 SPLITS = ("train", "dev", "test")
 _SPLIT_NAMES = {"train": ("train",), "dev": ("dev", "valid", "validation"), "test": ("test",)}
 _SUFFIXES = (".jsonl", ".jsonl.gz", ".csv", ".parquet")
-_COLUMNS = ("id", "input", "label", "rationale", "choices")
+_COLUMNS = ("id", "input", "label", "rationale", "stated", "choices")
 _BUILTIN_ROWS = {"train": 1000, "dev": 100, "test": 200}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One question. `choices` is empty where the task has none or fixes them."""
+    """One question. `choices` is empty where the task has none or fixes them; `stated` is the answer that its
+    author drew from the rationale, where that need not be the label."""
 
     id: str
     input: str
@@ -37,6 +38,11 @@ class Row:
     rationale: str | None = None
     choices: tuple[str, ...] = ()
     meta: dict[str, Any] = field(default_factory=dict)
+    stated: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data; without `stated` where there is none."""
+        return {name: value for name, value in asdict(self).items() if name != "stated" or value is not None}
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,7 @@ def digest(rows: Iterable[Row]) -> str:
     """sha256 over the rows' contents and order."""
     sha = hashlib.sha256()
     for row in rows:
-        sha.update(json.dumps(asdict(row), sort_keys=True, ensure_ascii=False).encode())
+        sha.update(json.dumps(row.to_dict(), sort_keys=True, ensure_ascii=False).encode())
     return sha.hexdigest()
 
 
@@ -80,7 +86,7 @@ def write(rows: Iterable[Row], path: Path) -> None:
     """Rows as JSONL, in the format that `load` reads."""
     with path.open("w", encoding="utf-8", newline="\n") as sink:
         for row in rows:
-            sink.write(json.dumps(asdict(row), ensure_ascii=False) + "\n")
+            sink.write(json.dumps(row.to_dict(), ensure_ascii=False) + "\n")
 
 
 def _builtin(name: str) -> dict[str, list[Row]]:
@@ -201,7 +207,7 @@ def _rows(records: Iterable[tuple[int, dict[str, Any]]], columns: dict[str, str]
         if seen[row.id] > 1:
             if not row.meta.pop("_made_id", False):
                 raise UsageError(f"{where}: the id {row.id!r} stands twice; ids must be unique")
-            rows[i] = Row(f"{row.id}-{seen[row.id]}", row.input, row.label, row.rationale, row.choices, row.meta)
+            rows[i] = replace(row, id=f"{row.id}-{seen[row.id]}")
         row.meta.pop("_made_id", None)
     return rows
 
@@ -227,7 +233,7 @@ def to_row(record: dict[str, Any], columns: dict[str, str], where: str, number: 
         content = json.dumps([found["input"], list(choices), found["label"]], ensure_ascii=False, default=str)
         identity, meta["_made_id"] = hashlib.sha256(content.encode()).hexdigest()[:16], True
     return Row(str(identity), found["input"].strip(), _optional(found["label"]), _optional(found["rationale"]),
-               tuple(choices), meta)
+               tuple(choices), meta, _optional(found["stated"]))
 
 
 def _lookup(record: dict[str, Any], path: str) -> Any:

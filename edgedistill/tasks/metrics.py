@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -40,3 +41,9 @@ def paired(a: list[bool], b: list[bool], seed: int = 0, draws: int = 10_000) -> 
     p = min(1.0, 2 * total / 2**m)
     return {"difference": round(float(difference.mean()), 4), "ci95": [round(float(low), 4), round(float(high), 4)],
             "p": p}
+
+
+def majority(values: list[str | None]) -> str | None:
+    """The most frequent value, the earliest among equals; None where there is none."""
+    counts = Counter(value for value in values if value is not None)
+    return max(counts, key=lambda value: (counts[value], -values.index(value)), default=None)

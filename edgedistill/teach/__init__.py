@@ -14,6 +14,7 @@ from edgedistill.progress import say
 from edgedistill.tasks import data as rows_
 from edgedistill.tasks.data import Row
 from edgedistill.tasks.task import Exemplar, Style, Task
+from edgedistill.teach import ledger
 from edgedistill.teach.asker import ready
 from edgedistill.teach.prompts import Prompter
 from edgedistill.teach.server import Server
@@ -78,6 +79,7 @@ def teach(
     try:
         if stage.finished:
             say(f"teach: {stage.path} is finished with this configuration; nothing to do")
+            ledger.show(stage.finished["ledger"], stage.finished["seconds"])
             return stage.finished
         _snapshot(stage.path, dataset, rows)
         with Session(stage, prompter, rows, source, sampling) as session:

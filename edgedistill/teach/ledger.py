@@ -7,7 +7,7 @@ from typing import Any
 
 from edgedistill.progress import clock, say
 from edgedistill.tasks.data import Row
-from edgedistill.tasks.metrics import interval
+from edgedistill.tasks.metrics import interval, majority
 from edgedistill.tasks.task import Task
 from edgedistill.teach.verify import usable
 
@@ -71,9 +71,3 @@ def _vote(own: list[dict[str, Any]], rows: list[Row], task: Task) -> dict[str, A
                 entry["value"] == winner and task.same(task.parse(entry["answer"], row.choices), labels[row.id])
                 for entry in taught[row.id])
     return {"accuracy": round(right / len(labels), 4), "ci95": interval(right, len(labels))}
-
-
-def majority(values: list[str | None]) -> str | None:
-    """The most frequent value, the earliest among equals; None where there is none."""
-    counts = Counter(value for value in values if value is not None)
-    return max(counts, key=lambda value: (counts[value], -values.index(value)), default=None)

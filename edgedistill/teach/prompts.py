@@ -39,6 +39,10 @@ class Turns:
         return "\n\n".join([self.instruction, *worked, f"Q: {self.question}\nA:"]).lstrip()
 
 
+# Not the stop of "St. Louis" or "Mrs. Hall".
+_FULL_STOP = r"(?<!\bSt)(?<!\bMt)(?<!\bFt)(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bMrs)(?<!\bJr)(?<!\bSr)(?<!\bvs)\."
+
+
 class Prompter:
     """Puts the rows of a task in one style.
 
@@ -69,7 +73,7 @@ class Prompter:
 
     def stop(self, form: str) -> re.Pattern[str]:
         """Where a completion is over: after the stated answer, and in plain text at the next question."""
-        answered = rf"{re.escape(self.task.answer_lead)}[^\n]*?(?:\.(?=\s)|\n)"
+        answered = rf"{re.escape(self.task.answer_lead)}[^\n]*?(?:{_FULL_STOP}(?=\s)|\n)"
         ends = [answered] if self.style.order == "rationale-first" else []
         if form == "completion":
             ends.append(r"\n\s*(?:Q:|\n)")

@@ -151,7 +151,7 @@ class Session:
     def _score(self, asker: Local, work: list[tuple[Row, list[int], bool]]) -> None:
         for row, _, _ in work:
             text = row.rationale if self.task.answer_lead in row.rationale else (
-                f"{row.rationale} {self.task.answer_lead} {self.task.label(row).text}.")
+                f"{row.rationale} {self.task.answer_lead} {row.stated or self.task.label(row).text}.")
             prompt, records = (asker.too_long[row.id, False], None) if (row.id, False) in asker.too_long else (
                 asker.score(row, text, self.soft_targets))
             if records is None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
-import shutil
-import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from edgedistill import cards, defaults, machine, runs
 from edgedistill.errors import UsageError, need
-from edgedistill.progress import clock, say
+from edgedistill.progress import say
 from edgedistill.tasks import data as rows_
 from edgedistill.tasks.data import Row
 from edgedistill.tasks.task import Task
@@ -19,148 +19,158 @@ from edgedistill.tasks.task import Task
 def train(
     student: str | None = None, *, run: str = defaults.RUN, tiny: bool = False, method: str = defaults.METHOD,
     task: str | None = None, data: str | None = None, column: dict[str, str] | None = None,
-    epochs: float = defaults.EPOCHS, batch_size: int = defaults.BATCH_SIZE, learning_rate: float | None = None,
-    alpha: float = defaults.ALPHA, optimizer: str | None = None, layers: int | None = None,
-    vocabulary: int = defaults.VOCABULARY, carve_from: str = defaults.TEACHER,
-    gradient_checkpointing: bool | None = None, seed: int = defaults.SEED, threads: int | None = None,
-    overwrite: bool = False,
+    epochs: float = defaults.EPOCHS, tokens: float | None = None, batch_size: int = defaults.BATCH_SIZE,
+    learning_rate: float | None = None, alpha: float = defaults.ALPHA, weighting: str = defaults.WEIGHTING,
+    two_pass: bool = False, mutual_information: float = 0.0, match: str | None = None, formats: dict[str, float] | None = None,
+    mentor: str | None = None, temperature: float = defaults.TEMPERATURE, ood: str | None = None,
+    general: str | None = None, optimizer: str | None = None, layers: int | None = None,
+    vocabulary: int | None = None, carve_from: str = defaults.TEACHER, factors: int = defaults.FACTORS,
+    batch_tokens: int | None = None,
+    gradient_checkpointing: bool | None = None, vram: float | None = None, dry_run: bool = False, resume: bool = False,
+    report_to: list[str] | None = None, seed: int = defaults.SEED, threads: int | None = None, overwrite: bool = False,
 ) -> dict[str, Any]:
     """Trains a student into `train/student/` and returns the result object (DESIGN section 2).
 
-    The rows are those that `teach` taught in this run, or `data` when the run has no teacher (then `method` is
-    "finetune"). The checkpoint with the best dev accuracy is kept. Interrupted and called again, it goes on from the
-    last checkpoint, with optimizer, schedule and random state. Raises `UsageError` and `Error`.
+    The rows are those that `teach` taught in this run, or `data`, whose own rationales are then the corpus (`column`
+    maps `rationale` and `stated`, the answer that each of them came to). The checkpoint with the best dev accuracy is
+    kept. Interrupted and called again, it goes on from the last checkpoint, with optimizer, schedule and random state;
+    `resume` insists on one. Under torchrun or accelerate `batch_size` is that of all processes together.
+
+    - `vocabulary` trims the student's to about so many pieces, all that the task uses among them.
+    - `tokens`: so many tokens (sources and targets) go through the model, instead of `epochs`: the same budget for
+      methods whose questions differ in length.
+    - `weighting`: a part's loss is the mean over its "token"s or its "sequence"s. `two_pass` is the published form of
+      step-by-step, each target with an encoding of its own. `mutual_information` is the weight of Chen et al.'s term.
+    - `match`: "distribution" takes the run's soft targets in the place of the teacher's tokens, "sample" does not
+      (default: distribution for specialize, where there are any). `formats` are specialize's shares.
+    - `mentor`: for logit-kd, a student folder with the same tokenizer; its share is 1 - `alpha`, at `temperature`.
+    - `factors`: reparam throws the student's FFNs away, trains a random linear chain of so many matrices in the place of
+      each and saves it merged to one. It pays only where an FFN is to go (train/reparam.py).
+    - `ood`: a data set whose dev rows are watched too; the best checkpoint on them goes to `train/student-ood/`.
+      `general`: a text file whose perplexity is watched.
+    - `batch_tokens`, `gradient_checkpointing` and `optimizer` are picked to fit `vram` (GB) where it is given. `dry_run`
+      prints the plan, checks its memory by one real step and trains nothing.
+
+    Raises `UsageError` and `Error`.
     """
     need("torch", "train"), need("transformers", "train"), need("accelerate", "train")
-    if epochs <= 0 or batch_size < 1 or not 0 <= alpha <= 1:
-        raise UsageError(f"--epochs {epochs:g}, --batch-size {batch_size}, --alpha {alpha:g}: epochs must be above 0, "
-                         "the batch at least 1, alpha between 0 and 1")
     from edgedistill.teach.source import resolve
-    from edgedistill.train.methods import questions
+    from edgedistill.train.batches import WEIGHTINGS
+    from edgedistill.train.fit import Job, fit
+    from edgedistill.train.methods import CHAINS, questions
 
+    numbers = {"--epochs": epochs, "--tokens": tokens, "--learning-rate": learning_rate, "--temperature": temperature}
+    for flag, value in numbers.items():
+        if value is not None and not 0 < value < math.inf:
+            raise UsageError(f"{flag} {value:g}: give a number above 0")
+    if batch_size < 1 or not 0 <= alpha <= 1:
+        raise UsageError(f"--batch-size {batch_size}, --alpha {alpha:g}: the batch must be at least 1, alpha between 0 and 1")
+    if weighting not in WEIGHTINGS:
+        raise UsageError(f"--weighting {weighting}: give {' or '.join(WEIGHTINGS)}")
+    if match not in (None, "sample", "distribution"):
+        raise UsageError(f"--match {match}: give sample or distribution")
+    if (method == "logit-kd") != bool(mentor):
+        raise UsageError("--method logit-kd needs --mentor FOLDER, a larger trained student" if not mentor else
+                         f"--mentor is for --method logit-kd, not for {method}")
+    if mutual_information and (method != "step-by-step" or two_pass):
+        raise UsageError("--mutual-information couples a label with its rationale: it needs --method step-by-step in its "
+                         "shared form, without --two-pass")
+    if factors not in (1, 2, 3):
+        raise UsageError(f"--factors {factors}: a linear chain has 1, 2 or 3")
+    if not 0 <= mutual_information < math.inf:
+        raise UsageError(f"--mutual-information {mutual_information:g}: give a number not below 0")
+    if formats and (method != "specialize" or set(formats) - set(defaults.FORMATS)
+                    or not all(0 <= share < math.inf for share in formats.values()) or sum(formats.values()) <= 0):
+        raise UsageError(f"--formats is for --method specialize: NAME=SHARE of {', '.join(defaults.FORMATS)}")
     card, splits, corpus, inputs = _material(run, task, data, column, seed)
+    soft = Path(run) / "teach" / "soft" if not data and (Path(run) / "teach" / "soft").is_dir() else None
+    if match == "distribution" and not soft:
+        raise UsageError("--match distribution needs soft targets: run edgedistill teach with --soft-targets K")
+    distribution = bool(soft) and (match or ("distribution" if method == "specialize" else "sample")) == "distribution"
     chosen, why = _choose(student, tiny)
     place = cards.STUDENTS.get(chosen, chosen)
     cut = resolve(carve_from) if place.startswith("carve:") else None
     if cut:
         inputs["from"] = cut.sha256
-    elif (Path(place) / "model.safetensors").is_file():
-        inputs["student"] = runs.sha256(Path(place) / "model.safetensors")
-    asked = questions(method, card, splits["train"], corpus)
+    for name, folder in (("student", place), ("mentor", mentor or "")):
+        if (Path(folder) / "model.safetensors").is_file() and folder:
+            inputs[name] = runs.sha256(Path(folder) / "model.safetensors")
+    asked = questions(method, card, splits["train"], corpus, formats)
     dev, dev_name = _dev_rows(splits, asked, card)
     if dev_name != "dev":
         held = {row.id for row in dev}
-        asked = [q for q in asked if q.id not in held]
+        asked = questions(method, card, [row for row in splits["train"] if row.id not in held], corpus, formats)
+    other = _watched(ood, seed)
+    if other:
+        inputs["ood"] = rows_.digest(other)
+    if general and Path(general).is_file():
+        inputs["general"] = runs.sha256(Path(general))
     name = runs.subject_name(place) if Path(place).is_dir() else chosen  # manifests hold names, no paths
     config = {"method": method, "student": name, "task": card.name, "questions": len(asked), "epochs": epochs,
               "batch_size": batch_size, "learning_rate": learning_rate, "alpha": alpha, "optimizer": optimizer,
-              "seed": seed}
+              "seed": seed, "weighting": weighting, **({"tokens": tokens} if tokens else {})}
     if cut:
-        config |= {"layers": layers or int(place.removeprefix("carve:")), "vocabulary": vocabulary, "from": cut.name}
-    stage = runs.Stage(run, "train", config, inputs, overwrite)
+        config |= {"layers": layers or int(place.removeprefix("carve:")), "vocabulary": vocabulary or defaults.VOCABULARY,
+                   "from": cut.name}
+    elif vocabulary:
+        config |= {"vocabulary": vocabulary}
+    if method == "step-by-step":
+        config |= {"shared": not two_pass, "mutual_information": mutual_information}
+    if method == "specialize":
+        config |= {"formats": formats or defaults.FORMATS}
+    if corpus and method not in ("finetune", "logit-kd"):
+        config |= {"match": "distribution" if distribution else "sample"}
+    if method == "reparam":
+        config |= {"factors": factors}
+    if mentor:
+        config |= {"mentor": runs.subject_name(mentor), "temperature": temperature}
+    job = Job(
+        card=card, questions=asked, dev=dev, dev_name=dev_name, place=place, cut=cut, why=why, mentor=mentor,
+        format={"shared": method == "step-by-step" and not two_pass, "chain": method in CHAINS},
+        soft=soft if distribution else None, ood=other, general=general, learning_rate=learning_rate,
+        batch_tokens=batch_tokens, checkpointing=gradient_checkpointing, vram=vram, report_to=report_to or [],
+        resume=resume, threads=threads or max(1, machine.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+    if dry_run:
+        return fit(SimpleNamespace(path=None, config=config, inputs=inputs, resumed=False), job)
+    stage = _stage(run, config, inputs, overwrite)
     try:
         if stage.finished:
             say(f"train: {stage.path} is finished with this configuration; nothing to do")
             return stage.finished
-        return _train(stage, card, asked, dev, dev_name, place, cut, why, learning_rate, gradient_checkpointing,
-                      threads or machine.cores())
+        return fit(stage, job)
     finally:
         stage.close()
 
 
-def _train(stage: runs.Stage, card: Task, asked: list[Any], dev: list[Row], dev_name: str, place: str, cut: Any, why: str,
-           learning_rate: float | None, checkpointing: bool | None, threads: int) -> dict[str, Any]:
+def _stage(run: str, config: dict[str, Any], inputs: dict[str, str], overwrite: bool) -> Any:
+    """The stage's folder; under torchrun the first process opens it, and the others look on."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return runs.Stage(run, "train", config, inputs, overwrite)
     import torch
-    import transformers
+    from accelerate import PartialState
 
-    from edgedistill.train import trainer as trainer_
-
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    torch.set_num_threads(threads)
-    config = stage.config
-    texts = [text for q in asked for text in (q.text, q.label, *q.rationales)] + [card.question(row) for row in dev]
-    student = _student(place, cut, texts, config)
-    student.set_task(card)
-    transformers.set_seed(config["seed"])
-    batcher = trainer_.Batcher(student, asked)
-    cuda = torch.cuda.is_available()
-    bf16 = torch.cuda.is_bf16_supported() if cuda else bool({"avx512_bf16", "amx_bf16", "bf16"} & machine.cpu_flags())
-    # Recomputing activations costs a third of the time: worth it where memory is short, which is on a GPU.
-    checkpointing = cuda if checkpointing is None else checkpointing
-    optimizer = config["optimizer"] or defaults.OPTIMIZER["cuda" if cuda else "cpu"]
-    rate = learning_rate or defaults.LEARNING_RATE[student.family]
-    steps = max(1, round(-(-len(asked) // config["batch_size"]) * config["epochs"]))
-    args = trainer_.arguments(stage.path / "checkpoints", epochs=config["epochs"], batch_size=config["batch_size"],
-                              learning_rate=rate, seed=config["seed"], cuda=cuda, steps=steps)
-    if checkpointing:
-        student.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    gold = [card.label(row) for row in dev]
-    dev_texts = [card.question(row) for row in dev]
-
-    def dev_accuracy() -> float:
-        # In the training's own precision: four times as fast here, and a checkpoint's rank hardly depends on it.
-        with torch.autocast(student.model.device.type, torch.bfloat16, enabled=bf16):
-            answers = student.answers(dev_texts, batch_size=64)
-        right = sum(card.same(card.parse(a, row.choices), g) for a, row, g in zip(answers, dev, gold, strict=True))
-        return right / len(dev)
-
-    trainer = trainer_.DistillTrainer(
-        student, batcher, args, alpha=config["alpha"], bf16=bf16, dev_accuracy=dev_accuracy,
-        optimizer=trainer_.optimizer(student.model, optimizer, rate))
-    lines = trainer_.Lines()
-    trainer.add_callback(lines)
-    with_rationale = sum(bool(q.rationales) for q in asked)
-    say("train plan")
-    say(f"  student   {why}: {student.parameters() / 1e6:.1f} M parameters, {len(student.tokenizer)} pieces")
-    say(f"  method    {config['method']} on {len(asked)} questions, {with_rationale} with a rationale; "
-        f"dev: {len(dev)} rows ({dev_name})")
-    say(f"  steps     {steps} of {config['batch_size']} questions ({config['epochs']:g} epochs), "
-        f"learning rate {rate:g}, {optimizer}, {'bf16' if bf16 else 'fp32'}"
-        f"{', gradient checkpointing' if checkpointing else ''}, {'GPU' if cuda else f'{threads} threads'}")
-    last = _last_checkpoint(Path(args.output_dir)) if stage.resumed else None
-    say(f"  time      about {clock(_estimate(trainer, batcher, steps))} (from one step on this machine)"
-        + (f"; resumed from {last.name}" if last else ""))
-    start = time.monotonic()
-    with runs.disk_errors(stage.path):
-        outcome = trainer.train(resume_from_checkpoint=str(last) if last else None)
-    seconds = time.monotonic() - start
-    if not any("eval_accuracy" in entry for entry in trainer.state.log_history):
-        trainer.evaluate()  # less than one epoch was asked for
-    history = trainer.state.log_history
-    evaluations = [{"step": e["step"], "accuracy": round(e["eval_accuracy"], 4)} for e in history if "eval_accuracy" in e]
-    losses = [{"step": e["step"], **{k: e[k] for k in ("loss", "label_loss", "rationale_loss") if k in e}}
-              for e in history if "loss" in e]
-    best = max(e["accuracy"] for e in evaluations)
-    folder = stage.path / "student"
-    provenance = {"method": config["method"], "student": config["student"], "questions": len(asked), "seed": config["seed"],
-                  "inputs": stage.inputs, "dev_accuracy": best, "versions": machine.versions()}
-    result = {
-        **machine.origin("train"), "method": config["method"], "student": config["student"], "task": card.name,
-        "parameters": student.parameters(), "questions": len(asked), "with_rationale": with_rationale,
-        "steps": trainer.state.global_step, "epochs": config["epochs"], "batch_size": config["batch_size"],
-        "learning_rate": rate, "optimizer": optimizer, "dtype": "bf16" if bf16 else "fp32",
-        "examples_per_s": round(outcome.metrics.get("train_samples_per_second", 0.0), 2),
-        "tokens_per_s": round(trainer.seen_tokens / max(seconds, 1e-9)), "peak_memory_mb": machine.peak_rss_mb(),
-        "predicted_memory_mb": None, "dev": evaluations, "best_dev_accuracy": best, "losses": losses,
-        "seconds": stage.seconds()}
-    with runs.disk_errors(folder):
-        student.save(folder, provenance, _model_card(result, stage))
-    shutil.rmtree(args.output_dir, ignore_errors=True)  # gigabytes that a finished stage has no use for
-    stage.done(result, sorted(folder.iterdir()))
-    say(f"train: {trainer.state.global_step} steps in {clock(result['seconds'])}, best dev accuracy {100 * best:.1f} %; "
-        f"student in {folder}")
-    return result
+    everyone = PartialState(cpu=not torch.cuda.is_available())
+    stage: Any = SimpleNamespace(path=Path(run) / "train", config=config, inputs=inputs, close=lambda: None)
+    if everyone.is_main_process:
+        stage = runs.Stage(run, "train", config, inputs, overwrite)
+    everyone.wait_for_everyone()
+    if not everyone.is_main_process:
+        done = runs.finished(run, "train")
+        stage.finished = done["result"] if done else None
+        stage.resumed = (stage.path / "checkpoints").is_dir()
+    return stage
 
 
 def _material(run: str, task: str | None, data: str | None, column: dict[str, str] | None, seed: int,
               ) -> tuple[Task, dict[str, list[Row]], list[dict[str, Any]], dict[str, str]]:
     """(task, rows by split, corpus, hashes) from the run's teach stage or from `data`."""
+    from edgedistill.train.methods import given
+
     taught = runs.finished(run, "teach")
     if data:
         card = cards.load(Task, task or defaults.TASK)
         splits = rows_.load(data, column, seed, defaults.DEV_SHARE).splits
-        return card, splits, [], {"rows": rows_.digest(splits["train"])}
+        return card, splits, given(card, splits["train"]), {"rows": rows_.digest(splits["train"])}
     if not taught:
         raise UsageError(f"{run} has no finished teach stage: run edgedistill teach --gguf model.gguf first, or give "
                          "--data for training without a teacher")
@@ -172,6 +182,16 @@ def _material(run: str, task: str | None, data: str | None, column: dict[str, st
     splits = {path.stem: rows_.read_file(path) for path in (folder / "data").glob("*.jsonl")}
     return (Task.from_dict(taught["task"]), splits, read_corpus(run),
             {"corpus": taught["outputs"]["corpus.jsonl"], "rows": taught["inputs"]["rows"]})
+
+
+def _watched(ood: str | None, seed: int) -> list[Row]:
+    """Labelled dev rows of another data set."""
+    if not ood:
+        return []
+    rows = [row for row in rows_.load(ood, None, seed, defaults.DEV_SHARE).splits["dev"] if row.label is not None]
+    if not rows:
+        raise UsageError(f"--ood {ood}: no dev row has a label")
+    return rows[: defaults.OOD_ROWS]
 
 
 def _choose(student: str | None, tiny: bool) -> tuple[str, str]:
@@ -207,16 +227,6 @@ def _on_hub(name: str) -> bool:
     return True
 
 
-def _student(place: str, cut: Any, texts: list[str], config: dict[str, Any]) -> Any:
-    if not cut:
-        from edgedistill.train.students import load
-
-        return load(place)
-    from edgedistill.train.carve import carve
-
-    return carve(cut.path, texts, config["layers"], config["vocabulary"])
-
-
 def _dev_rows(splits: dict[str, list[Row]], asked: list[Any], card: Task) -> tuple[list[Row], str]:
     """Labelled dev rows; where no row has a label, a tenth of the questions with the teacher's answers."""
     import random
@@ -231,46 +241,3 @@ def _dev_rows(splits: dict[str, list[Row]], asked: list[Any], card: Task) -> tup
     by_id = {row.id: row for row in splits["train"]}
     return ([Row(asked[i].id, by_id[asked[i].id].input, asked[i].label, None, by_id[asked[i].id].choices)
              for i in chosen], "held-out questions, against the teacher's answers")
-
-
-def _last_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end (trainer_state.json is written last)."""
-    found = [p for p in folder.glob("checkpoint-*") if (p / "trainer_state.json").is_file()]
-    return max(found, key=lambda p: int(p.name.split("-")[1]), default=None)
-
-
-def _estimate(trainer: Any, batcher: Any, steps: int) -> float:
-    """Seconds of the whole training from one step's forward and backward, without touching its randomness."""
-    import torch
-
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        size = trainer.args.per_device_train_batch_size
-        batch = trainer._prepare_inputs(batcher(torch.randperm(len(batcher.items))[:size].tolist()))
-        trainer.model.to(trainer.args.device)
-        for _ in range(2):  # the first one also sets the kernels up
-            start = time.monotonic()
-            trainer.compute_loss(trainer.model, dict(batch)).backward()
-            took = time.monotonic() - start
-    trainer.model.zero_grad()
-    trainer._sums.clear()
-    trainer.seen_tokens = 0
-    return 1.4 * took * steps  # the optimizer, the dev rows and the checkpoints take about two fifths more
-
-
-def _model_card(result: dict[str, Any], stage: runs.Stage) -> str:
-    taught = runs.finished(stage.path.parent, "teach")
-    teacher = taught["result"] if taught and "corpus" in stage.inputs else None
-    lines = [
-        "---", "library_name: edgedistill", "tags: [distillation, edge]", "---", "",
-        f"# A student of {result['parameters'] / 1e6:.1f} M parameters for the task {result['task']}", "",
-        f"- Trained by `{result['method']}` from `{result['student']}` on {result['questions']} questions "
-        f"({result['with_rationale']} with a verified rationale), {result['steps']} steps, seed {stage.config['seed']}.",
-        f"- Dev accuracy {100 * result['best_dev_accuracy']:.1f} % (checkpoint chosen on these rows).",
-    ]
-    if teacher:
-        share = f", {100 * teacher['accuracy']:.1f} % of its answers right" if teacher["accuracy"] is not None else ""
-        lines.append(f"- Teacher: {teacher['teacher']} ({teacher['licence']}), data {teacher['data']}{share}.")
-    lines += ["", "`edgedistill export --int8` makes the bundle that a device runs; `edgedistill.json` holds the task, "
-              "the prefixes and the hashes of what went in.", ""]
-    return "\n".join(lines)

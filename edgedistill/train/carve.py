@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edgedistill import defaults
 from edgedistill.errors import UsageError
 from edgedistill.train.students import DecoderStudent
+from edgedistill.train.vocabulary import trim, trim_embeddings
 
 
 def carve(gguf: Path, texts: Iterable[str], layers: int = defaults.CARVE_LAYERS,
@@ -69,73 +68,6 @@ def drop_layers(model: Any, layers: int) -> None:
     model.config.num_hidden_layers = layers
     if getattr(model.config, "layer_types", None):
         model.config.layer_types = [model.config.layer_types[i] for i in kept]
-
-
-def trim(tokenizer: Any, texts: Iterable[str], size: int) -> tuple[PreTrainedTokenizerFast, list[int]]:
-    """(a byte-level BPE tokenizer with about `size` pieces, the old id of each new id).
-
-    Kept are the special tokens in use, the byte pieces, every piece that `texts` use and, in the order of their
-    merges (the most frequent first), further pieces up to `size`; for each, the pieces it is merged from. So a text
-    made of kept pieces is cut exactly as before.
-    """
-    spec = json.loads(tokenizer.backend_tokenizer.to_str())
-    if spec["model"]["type"] != "BPE":
-        raise UsageError(f"cannot trim a {spec['model']['type']} vocabulary; carve takes byte-level BPE models")
-    vocab: dict[str, int] = spec["model"]["vocab"]
-    merges = [tuple(m) if isinstance(m, list) else tuple(m.split(" ")) for m in spec["model"]["merges"]]
-    parts: dict[str, tuple[str, str]] = {}
-    for a, b in merges:
-        parts.setdefault(a + b, (a, b))
-
-    wanted = {token for token in (tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token, tokenizer.unk_token)
-              if token}
-    wanted |= {piece for piece in vocab if len(piece) == 1}  # the byte alphabet, and single characters
-
-    def take(piece: str) -> None:
-        if piece in wanted:
-            return
-        wanted.add(piece)
-        for part in parts.get(piece, ()):
-            take(part)
-
-    by_id = {i: piece for piece, i in vocab.items()}
-    for text in texts:
-        for i in tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids:
-            if i in by_id:
-                take(by_id[i])
-    for a, b in merges:
-        if len(wanted) >= size:
-            break
-        take(a + b)
-
-    keep = sorted(vocab[piece] for piece in wanted if piece in vocab)
-    new = {by_id[old]: i for i, old in enumerate(keep)}
-    spec["model"]["vocab"] = new
-    spec["model"]["merges"] = [[a, b] for a, b in merges if a in new and b in new and a + b in new]
-    spec["added_tokens"] = [{**token, "id": new[token["content"]]} for token in spec["added_tokens"]
-                            if token["content"] in new]
-    spec["post_processor"] = None  # it adds nothing here but would name old ids elsewhere
-    special = {f"{kind}_token": getattr(tokenizer, f"{kind}_token") for kind in ("bos", "eos", "unk", "pad")}
-    trimmed = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(spec)),
-                                      **{kind: token for kind, token in special.items() if token})
-    return trimmed, keep
-
-
-def trim_embeddings(model: Any, keep: list[int], tokenizer: Any) -> None:
-    """Keeps the rows `keep` of the embedding and the head, tied or not."""
-    index = torch.tensor(keep)
-    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
-    tied = head.weight is embedding.weight
-    embedding.weight = torch.nn.Parameter(embedding.weight.data[index].clone())
-    embedding.num_embeddings, embedding.padding_idx = len(keep), None
-    head.weight = embedding.weight if tied else torch.nn.Parameter(head.weight.data[index].clone())
-    head.out_features = len(keep)
-    for config in (model.config, model.generation_config):
-        for kind in ("bos", "eos", "pad"):
-            setattr(config, f"{kind}_token_id", getattr(tokenizer, f"{kind}_token_id"))
-    model.config.vocab_size = len(keep)
-    if hasattr(model.config, "unk_token_id"):
-        model.config.unk_token_id = tokenizer.unk_token_id
 
 
 @contextlib.contextmanager

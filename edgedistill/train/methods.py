@@ -5,36 +5,67 @@
 | finetune | the gold label | - |
 | seq-kd | the teacher's answer, right or wrong | - |
 | step-by-step | the gold label, or the teacher's answer where there is none | the teacher's, where verified |
+| single-task | the rationale where verified, then the answer, as one text (the ablation of Hsieh et al., eq. 5) | - |
+| specialize | as single-task or the answer alone, with worked examples before the question or without (Fu et al.) | - |
+| logit-kd | as step-by-step's, with the mentor's distribution beside it | - |
+| reparam | as step-by-step's (what differs is the model) | - |
 """
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+import random
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
+from edgedistill import defaults
+from edgedistill.edge.format import PREFIXES
 from edgedistill.errors import UsageError
 from edgedistill.tasks.data import Row
+from edgedistill.tasks.metrics import majority
 from edgedistill.tasks.task import Task
 
-METHODS = ("finetune", "seq-kd", "step-by-step")
+METHODS = ("finetune", "seq-kd", "step-by-step", "single-task", "specialize", "logit-kd", "reparam")
+CHAINS = ("single-task", "specialize")  # the student writes its reasons before its answer
+GOLD_ONLY = ("finetune", "logit-kd", "reparam")  # no corpus is needed where the rows have labels
+FORMATS = ("zero-shot", "zero-shot-answer", "in-context", "in-context-answer")
+_ANSWER_ONLY = "answer: "               # the prefix of questions whose answer is wanted without reasons
+
+
+@dataclass(frozen=True)
+class Target:
+    """A text to be learned. `part` says which loss it belongs to, `sample` which of the teacher's texts it is made of,
+    `source` what is read instead of the question with its prefix, `share` how often it is drawn among its slot's."""
+
+    part: str
+    text: str
+    sample: int | None = None
+    source: str | None = None
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question with its targets; `rationales` may hold several, of which each batch draws one."""
+    """One question. Of each slot a step draws one target; `label` is the answer that the question is to have."""
 
     id: str
     text: str
-    label: str | None
-    rationales: tuple[str, ...] = ()
+    label: str
+    slots: tuple[tuple[Target, ...], ...]
+
+    def targets(self) -> list[Target]:
+        return [target for slot in self.slots for target in slot]
 
 
-def questions(method: str, task: Task, rows: list[Row], corpus: list[dict[str, Any]]) -> list[Question]:
-    """The training questions of `method`, in the rows' order. Raises `UsageError` when none has a target."""
+def questions(method: str, task: Task, rows: list[Row], corpus: list[dict[str, Any]],
+              shares: dict[str, float] | None = None) -> list[Question]:
+    """The training questions of `method`, in the rows' order; `shares` of FORMATS are for specialize.
+
+    Raises `UsageError` when none has a target.
+    """
     if method not in METHODS:
         raise UsageError(f"--method {method}: known methods are {', '.join(METHODS)}")
-    if method != "finetune" and not corpus:
+    if method not in GOLD_ONLY and not corpus:
         raise UsageError(f"--method {method} needs a teacher's corpus: run edgedistill teach first, or train with "
                          "--method finetune")
     taught: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -42,36 +73,87 @@ def questions(method: str, task: Task, rows: list[Row], corpus: list[dict[str, A
         taught[entry["id"]].append(entry)
     made = []
     for row in rows:
-        label: str | None = None
-        rationales: tuple[str, ...] = ()
         gold = task.label(row)
-        if method != "seq-kd" and gold:
-            label = gold.text
-        if method == "seq-kd" or (method == "step-by-step" and not gold):
-            label = vote(task, row, taught[row.id])
-        if method == "step-by-step":
-            # Without a gold label, the rationales of the answer that won the vote are the trusted ones.
-            winner = task.parse(label, row.choices)
-            rationales = tuple(e["rationale"] for e in taught[row.id] if e["rationale"] and (
-                e["verdict"] == "verified" or (e["verdict"] == "unlabelled"
-                                               and task.same(task.parse(e["answer"], row.choices), winner))))
-        if label is not None:
-            made.append(Question(row.id, task.question(row), label, rationales))
+        if gold and method != "seq-kd":
+            label: str | None = gold.text
+        else:
+            label = None if method == "finetune" else vote(task, row, taught[row.id])
+        if label is None:
+            continue
+        trusted = _trusted(task, row, taught[row.id], label) if method not in (*GOLD_ONLY, "seq-kd") else []
+        slots: tuple[tuple[Target, ...], ...] = ((Target("label", label),),)
+        if method == "step-by-step" and trusted:
+            slots += (tuple(Target("rationale", text, sample) for sample, text in trusted),)
+        elif method in CHAINS:
+            answer = f"{task.answer_lead} {label}"
+            slots = (tuple(Target("label", f"{text} {answer}", sample) for sample, text in trusted)
+                     or (Target("label", answer),),)
+        made.append(Question(row.id, task.question(row), label, slots))
     if not made:
         raise UsageError(f"--method {method}: no question has a target; "
-                         + ("the rows have no labels" if method == "finetune" else "the teacher answered none"))
+                         + ("the rows have no labels" if method == "finetune" or not corpus else "the teacher answered none"))
+    return _formats(made, task, shares or defaults.FORMATS) if method == "specialize" else made
+
+
+def given(task: Task, rows: list[Row]) -> list[dict[str, Any]]:
+    """A corpus of the rationales that the rows bring: wrong where what they state is not the label."""
+    made = []
+    for row in rows:
+        if row.rationale:
+            gold, stated = task.label(row), task.parse(row.stated, row.choices)
+            answer = stated or (gold if row.stated is None else None)
+            verdict = ("unparsed" if answer is None else "unlabelled" if gold is None
+                       else "verified" if task.same(answer, gold) else "wrong")
+            made.append({"id": row.id, "sample": 0, "input": row.input, "label": row.label, "rationale": row.rationale,
+                         "answer": answer.text if answer else None, "verdict": verdict, "finish_reason": "given"})
     return made
+
+
+def _trusted(task: Task, row: Row, entries: list[dict[str, Any]], label: str) -> list[tuple[int, str]]:
+    """(sample, rationale) of the verified ones; without a gold label those of the answer that won the vote."""
+    winner = task.parse(label, row.choices)
+    return [(entry.get("sample", 0), entry["rationale"]) for entry in entries if entry["rationale"] and (
+        entry["verdict"] == "verified" or (entry["verdict"] == "unlabelled"
+                                           and task.same(task.parse(entry["answer"], row.choices), winner)))]
+
+
+def _formats(made: list[Question], task: Task, shares: dict[str, float]) -> list[Question]:
+    """Each question in the four formats (Fu et al. 2023): reasons or the answer alone, worked examples before it or not.
+
+    The examples are other training questions with reasons, drawn once for a question.
+    """
+    worked = [q for q in made if q.slots[0][0].sample is not None]
+    found = []
+    for q in made:
+        rng = random.Random(f"examples-{q.id}")
+        before = [other for other in rng.sample(worked, min(len(worked), defaults.SHOTS + 1)) if other.id != q.id]
+        answer = f"{task.answer_lead} {q.label}"
+        targets = []
+        for name, share in shares.items():
+            chain = not name.endswith("answer")
+            # Where no text of the teacher's is right, only the answer can be learned.
+            texts = q.slots[0] if chain and q.slots[0][0].sample is not None else (Target("label", answer),)
+            prefix = None if chain and texts[0].sample is not None else _ANSWER_ONLY
+            shown = before[: defaults.SHOTS] if name.startswith("in-context") else []
+            source = _source(q, prefix, shown, task) if prefix or shown else None
+            targets += [Target("label", t.text, t.sample, source, share / len(texts)) for t in texts]
+        found.append(Question(q.id, q.text, q.label, (tuple(t for t in targets if t.share > 0),)))
+    return found
+
+
+def _source(question: Question, prefix: str | None, shown: list[Question], task: Task) -> str:
+    lead = prefix or PREFIXES["label"]
+    told = [f"{lead}{q.text}\n{q.slots[0][0].text if prefix is None else f'{task.answer_lead} {q.label}'}\n\n" for q in shown]
+    return "".join(told) + lead + question.text
 
 
 def vote(task: Task, row: Row, entries: list[dict[str, Any]]) -> str | None:
     """The teacher's answer to a row: the most frequent value over its samples, the earliest among equals.
 
-    Samples that were told the label, and given texts that the teacher only scored, are left out.
+    Samples that were told the label are left out, given rationales that state no answer of their own among them.
     """
+    told = () if row.stated else ("scored", "given")
     answers = [task.parse(entry["answer"], row.choices) for entry in entries if entry["answer"] and not entry.get("hint")
-               and entry.get("finish_reason") != "scored"]
-    counts = Counter(answer.value for answer in answers if answer)
-    if not counts:
-        return None
-    best = max(counts.values())
-    return next(answer.text for answer in answers if answer and counts[answer.value] == best)
+               and entry.get("finish_reason") not in told]
+    best = majority([answer.value for answer in answers if answer])
+    return next((answer.text for answer in answers if answer and answer.value == best), None)

@@ -1,0 +1,415 @@
+"""One training from a plan to a student folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from edgedistill import defaults, machine, runs
+from edgedistill.edge.format import PREFIXES
+from edgedistill.errors import UsageError
+from edgedistill.progress import clock, say
+from edgedistill.tasks.data import Row
+from edgedistill.tasks.task import Task
+from edgedistill.train import lint as lint_
+from edgedistill.train import memory, reparam
+from edgedistill.train import trainer as trainer_
+from edgedistill.train.batches import Batcher
+from edgedistill.train.methods import Question
+from edgedistill.train.students import Branch, Encoded, Student
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a training is made of; the keywords of `train` have the meanings."""
+
+    card: Task
+    questions: list[Question]
+    dev: list[Row]
+    dev_name: str
+    place: str
+    cut: Any
+    why: str
+    mentor: str | None
+    format: dict[str, Any]
+    soft: Path | None
+    ood: list[Row]
+    general: str | None
+    learning_rate: float | None
+    batch_tokens: int | None
+    checkpointing: bool | None
+    vram: float | None
+    report_to: list[str]
+    resume: bool
+    threads: int
+
+
+def fit(stage: Any, job: Job) -> dict[str, Any]:
+    """Trains; returns the result object, or that of the plan where the stage has no path."""
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    torch.set_num_threads(job.threads)
+    config, card = stage.config, job.card
+    imports = machine.rss_mb()
+    student = _student(job, config)
+    texts = [card.question(row) for row in job.dev] + [t for q in job.questions for t in (q.text, *(
+        each for target in q.targets() for each in (target.text, target.source) if each))]
+    # Decoders have byte pieces for everything, and what they call unk is their end-of-text token.
+    unk_id = student.tokenizer.unk_token_id if student.family == "t5" else None
+    student.set_task(card, **job.format, escapes={} if unk_id is None else lint_.escapes(student.rust, unk_id, texts))
+    lint = lint_.lint(student, [(target.text, target.part) for q in job.questions for target in q.targets()])
+    cuda = torch.cuda.is_available()
+    mentor = _mentor(job.mentor, student, cuda)
+    transformers.set_seed(config["seed"])
+    if config["method"] == "reparam":
+        if getattr(student.model.config, "edgedistill_ffn", None):
+            raise UsageError(f"--method reparam: {config['student']} has no FFNs left to replace; finetune trains it on")
+        reparam.replace(student.model, config["factors"])
+    bf16 = torch.cuda.is_bf16_supported() if cuda else bool({"avx512_bf16", "amx_bf16", "bf16"} & machine.cpu_flags())
+    soft = _soft_targets(job, student) if job.soft else None
+    processes = trainer_.processes()
+    if config["batch_size"] % processes:
+        raise UsageError(f"--batch-size {config['batch_size']} cannot be shared by {processes} processes; take a multiple")
+    batcher = Batcher(student, job.questions, batch_tokens=job.batch_tokens or defaults.BATCH_TOKENS["cuda" if cuda else "cpu"],
+                      batch_size=config["batch_size"], weighting=config["weighting"], seed=config["seed"], soft=soft,
+                      mentor=mentor, rank=int(os.environ.get("RANK", "0")), processes=processes)
+    loss = trainer_.Loss(
+        alpha=config["alpha"], distribution=bool(soft), mutual_information=config.get("mutual_information", 0.0),
+        mentor_share=1 - config["alpha"] if mentor else 0.0, temperature=config.get("temperature", 1.0))
+    mentor_head = mentor.head.detach() if mentor else None
+    del mentor  # its states are kept, the rest of it is not wanted any more
+    plan = _plan(job, config, student, batcher, cuda, bf16, config["batch_size"] // processes)
+    batcher.batch_tokens = plan.batch_tokens
+    rate = defaults.LEARNING_RATE[student.family] if config["learning_rate"] is None else config["learning_rate"]
+    tokens = batcher.tokens()
+    epochs = config["tokens"] / (tokens * len(job.questions)) if config.get("tokens") else config["epochs"]
+    steps = max(1, round(batcher.steps * epochs))
+    folder = (stage.path or Path(tempfile.mkdtemp())) / "checkpoints"
+    args = trainer_.arguments(folder, epochs=epochs, batch_size=config["batch_size"] // processes,
+                              learning_rate=rate, seed=config["seed"], cuda=cuda, steps=steps, report_to=job.report_to)
+    if plan.checkpointing:
+        student.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    trainer = trainer_.DistillTrainer(
+        student, batcher, args, loss=loss, bf16=bf16, evaluations=_evaluations(job, student, bf16, plan.batch_tokens),
+        optimizer=trainer_.optimizer(student.model, plan.optimizer, rate),
+        mentor_head=mentor_head)
+    with_rationale = sum(any(t.sample is not None for t in q.targets()) for q in job.questions)
+    last = trainer_.last_checkpoint(folder) if stage.resumed else None
+    if job.resume and not last:
+        raise UsageError(f"--resume: {stage.path} holds no whole checkpoint; leave the flag out to begin anew")
+    say("train plan")
+    say(f"  student   {job.why}: {student.parameters() / 1e6:.1f} M parameters, {len(student.tokenizer)} pieces")
+    say(f"  method    {config['method']} on {len(job.questions)} questions, {with_rationale} with a rationale; "
+        f"dev: {len(job.dev)} rows ({job.dev_name})")
+    if config["method"] == "reparam":
+        say(f"  FFNs      thrown away; in the place of each a random linear chain of {config['factors']}, merged to one matrix "
+            "after training")
+    for line in lint.lines():
+        say(line)
+    say(f"  steps     {steps} of {config['batch_size']} questions ({epochs:.3g} epochs), "
+        f"learning rate {rate:g}, {plan.optimizer}, {'bf16' if bf16 else 'fp32'}"
+        f"{', gradient checkpointing' if plan.checkpointing else ''}, {'GPU' if cuda else f'{job.threads} threads'}"
+        + (f", {processes} processes" if processes > 1 else ""))
+    predicted = plan.memory.peak / 1e6 + (0 if cuda else imports)
+    say(f"  memory    about {predicted:.0f} MB at most: parameters {plan.memory.parameters / 1e6:.0f}, gradients "
+        f"{plan.memory.gradients / 1e6:.0f}, optimizer {plan.memory.states / 1e6:.0f}, activations "
+        f"{plan.memory.kept / 1e6:.0f} (micro-batches of {plan.batch_tokens} tokens)"
+        + ("" if cuda else f", libraries {imports:.0f}"))
+    shown = {"parameters": student.parameters(), "predicted_memory_mb": round(predicted, 1), "memory": plan.memory.to_dict(),
+             "imports_mb": imports, "batch_tokens": plan.batch_tokens, "optimizer": plan.optimizer,
+             "gradient_checkpointing": plan.checkpointing, "tokens_per_question": round(tokens, 1)}
+    if stage.path is None:
+        shutil.rmtree(folder.parent)
+        return _dry_run(trainer, batcher, config, steps, shown, cuda)
+    say(f"  time      about {clock(_seconds(trainer, batcher) * steps * 1.4)} (from one step on this machine)"
+        + (f"; resumed from {last.name}" if last else ""))
+    lines = trainer_.Lines(trainer)
+    trainer.add_callback(lines)
+    best_ood = trainer_.BestOther(student, folder / "best-ood") if job.ood else None
+    if best_ood:
+        trainer.add_callback(best_ood)
+    trainer.add_callback(trainer_.Noted(stage))
+    before = _before(stage, trainer) if job.ood or job.general else None
+    machine.reset_peak()
+    start, done = time.monotonic(), int(last.name.split("-")[1]) if last else 0
+    with runs.disk_errors(stage.path):
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    seconds = max(time.monotonic() - start, 1e-9)
+    trainer.accelerator.wait_for_everyone()
+    if not any("eval_accuracy" in entry for entry in trainer.state.log_history):
+        trainer.evaluate()  # less than one epoch was asked for
+    history = trainer.state.log_history
+    evaluations = [{"step": e["step"], **{name.removeprefix("eval_"): round(value, 4) for name, value in e.items()
+                                          if name.startswith("eval_") and isinstance(value, float)}}
+                   for e in history if "eval_accuracy" in e]
+    losses = [{"step": e["step"], **{k: e[k] for k in ("loss", "label_loss", "rationale_loss") if k in e}}
+              for e in history if "loss" in e]
+    best = max(evaluations, key=lambda e: e["accuracy"])
+    seen = trainer.accelerator.reduce(torch.tensor(float(trainer.seen_tokens), device=args.device), "sum")
+    if not trainer.is_world_process_zero():
+        return {}
+    result = {
+        **machine.origin("train"), "method": config["method"], "student": config["student"], "task": card.name, **shown,
+        "questions": len(job.questions), "with_rationale": with_rationale, "steps": trainer.state.global_step,
+        "epochs": round(epochs, 4), "batch_size": config["batch_size"], "learning_rate": rate,
+        "dtype": "bf16" if bf16 else "fp32", "processes": processes,
+        "examples_per_s": round((trainer.state.global_step - done) * config["batch_size"] / seconds, 2),
+        "tokens_per_s": round(float(seen) / seconds),
+        "peak_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6, 1) if cuda else machine.peak_rss_mb(),
+        "dev": evaluations, "before": before, "best_dev_accuracy": best["accuracy"], "losses": losses,
+        "lint": lint.to_dict(), "seconds": stage.seconds()}
+    if config["method"] == "reparam":
+        reparam.merge(student.model)
+        result |= {"trained_parameters": result["parameters"], "parameters": student.parameters()}
+    if getattr(student.model.config, "edgedistill_ffn", None):
+        result["factors"] = config.get("factors", 1)
+    outputs = _save(student, stage, result, best, "student")
+    if best_ood and (folder / "best-ood").is_dir():
+        best_ood.load()
+        result["best_ood_accuracy"] = max(e["ood_accuracy"] for e in evaluations)
+        other = next(e for e in evaluations if e["ood_accuracy"] == result["best_ood_accuracy"])
+        outputs += _save(student, stage, result, other, "student-ood")
+    stage.done(result, outputs)
+    shutil.rmtree(args.output_dir, ignore_errors=True)  # gigabytes that a finished stage has no use for
+    say(f"train: {trainer.state.global_step} steps in {clock(result['seconds'])}, best dev accuracy "
+        f"{100 * best['accuracy']:.1f} %; student in {stage.path / 'student'}")
+    return result
+
+
+def _before(stage: Any, trainer: Any) -> dict[str, float]:
+    """What the student can do before it is trained; measured once, also of a training that is interrupted."""
+    path = stage.path / "before.json"
+    if not path.exists():
+        found = {name: round(value, 4) for name, value in trainer.measure().items()}
+        if not trainer.is_world_process_zero():
+            return found
+        runs.write_json(path, found)
+    return runs.read_json(path)
+
+
+def _save(student: Student, stage: Any, result: dict[str, Any], chosen: dict[str, Any], name: str) -> list[Path]:
+    """Writes a student folder; `chosen` is the evaluation that its checkpoint was taken for."""
+    folder, config = stage.path / name, stage.config
+    provenance = {"method": config["method"], "student": config["student"], "questions": result["questions"],
+                  "seed": config["seed"], "inputs": stage.inputs, "step": chosen["step"],
+                  "dev_accuracy": chosen["accuracy"], "versions": machine.versions()}
+    with trainer_.saving(folder):
+        student.save(folder, provenance, _model_card(result, stage, chosen))
+    return sorted(folder.iterdir())
+
+
+def _student(job: Job, config: dict[str, Any]) -> Student:
+    texts = [text for q in job.questions for text in (q.text, *(t.text for t in q.targets()))]
+    texts += [job.card.question(row) for row in [*job.dev, *job.ood]] + list(PREFIXES.values())
+    if job.cut:
+        from edgedistill.train.carve import carve
+
+        return carve(job.cut.path, texts, config["layers"], config["vocabulary"])
+    from edgedistill.train.students import load
+
+    student = load(job.place)
+    if config.get("vocabulary"):
+        from edgedistill.train.vocabulary import trim_student
+
+        before = trim_student(student, texts, config["vocabulary"])
+        say(f"train: vocabulary trimmed from {before} to {len(student.tokenizer)} pieces")
+    return student
+
+
+def _mentor(place: str | None, student: Student, cuda: bool) -> Student | None:
+    """The mentor's folder, opened. Raises `UsageError` where its pieces are others than the student's."""
+    if not place:
+        return None
+    from edgedistill.train.students import load
+
+    mentor = load(place)
+    if (mentor.format is None or mentor.rust.get_vocab() != student.rust.get_vocab()
+            or len(mentor.head) != len(student.head)):
+        raise UsageError(f"--mentor {Path(place).name}: its tokenizer is not the student's; train the mentor with the same "
+                         "--from and --vocabulary on the same rows")
+    if cuda:
+        mentor.model.to("cuda")
+    return mentor
+
+
+def _soft_targets(job: Job, student: Student) -> dict[tuple[str, int], Any]:
+    """The run's soft targets on the student's tokens, by (id, sample): functions of a target's text and its ids.
+
+    None where the target's tokens are not those of its text (a tokenizer that rewrites it, escapes): then it stays hard.
+    """
+    from edgedistill.teach import soft
+    from edgedistill.train import align
+
+    vocabulary, pieces = soft.vocabulary(job.soft), align.Pieces(student.rust, student.format.eos_id)
+
+    def on(records: Any, text: str, ids: list[int]) -> tuple[Any, Any] | None:
+        found = align.by_spans(pieces, text, records, vocabulary, limit=len(ids))
+        return (found.ids, found.probs) if len(found.ids) == len(ids) else None
+
+    return {(identity, sample): partial(on, records) for identity, sample, records in soft.read(job.soft)}
+
+
+def _plan(job: Job, config: dict[str, Any], student: Student, batcher: Batcher, cuda: bool, bf16: bool,
+          size: int) -> memory.Plan:
+    rows = batcher.draw(range(len(batcher.ids)))
+    longest = sorted(rows, key=len, reverse=True)
+    # The worst step: the longest rows that one can hold, two for each question where targets are apart.
+    worst = longest[: max(1, round(size * len(rows) / len(batcher.ids)))]
+    seen: dict[tuple[int, bool], Any] = {}
+    # The mutual-information term holds all logits of a micro-batch and two tensors of their size.
+    extra = 12.0 * batcher.batch_tokens * len(student.head) if config.get("mutual_information") else 0.0
+    extra += sum(4.0 * each.numel() for each in batcher.mentor.values())
+
+    def predicted(tokens: int, optimizer: str, checkpointing: bool) -> memory.Memory:
+        groups = _cut(batcher, worst, tokens)
+        if (tokens, checkpointing) not in seen:
+            seen[tokens, checkpointing] = memory.kept(student, groups[0], bf16, checkpointing)
+        return memory.predict(student, seen[tokens, checkpointing], optimizer, len(groups) > 1, extra)
+
+    first = config["optimizer"] or defaults.OPTIMIZER["cuda" if cuda else "cpu"]
+    # Recomputing activations costs a third of the time: worth it where memory is short, which is on a GPU.
+    checkpointing = cuda if job.checkpointing is None else job.checkpointing
+    candidates = [(first, checkpointing)]
+    if job.vram:
+        candidates += [c for c in ((config["optimizer"] or "adamw8bit", False if job.checkpointing is None else checkpointing),
+                                   (config["optimizer"] or "adamw8bit", job.checkpointing is not False)) if c not in candidates]
+    budget = job.vram * 1e9 - (memory.CUDA_CONTEXT if cuda else 0) if job.vram else None
+    return memory.plan(candidates, batcher.batch_tokens, len(longest[0]), budget, predicted)
+
+
+def _cut(batcher: Batcher, rows: list[Encoded], tokens: int) -> list[list[Encoded]]:
+    whole, batcher.batch_tokens = batcher.batch_tokens, tokens
+    try:
+        return batcher.cut(rows)
+    finally:
+        batcher.batch_tokens = whole
+
+
+def _evaluations(job: Job, student: Student, bf16: bool, batch_tokens: int) -> Callable[[], dict[str, float]]:
+    """What is measured at the end of each epoch: {"accuracy"}, and "ood_accuracy", "general_perplexity" if asked for."""
+    card = job.card
+
+    def accuracy(rows: list[Row]) -> float:
+        answers = student.answers([card.question(row) for row in rows], batch_size=64)
+        return sum(card.same(card.parse(a, row.choices), gold[row.id])
+                   for a, row in zip(answers, rows, strict=True)) / len(rows)
+
+    gold = {row.id: card.label(row) for row in [*job.ood, *job.dev]}  # an unreadable label is told before training
+    general = _general(job.general, student) if job.general else []
+
+    def measure() -> dict[str, float]:
+        # In the training's own precision: four times as fast here, and a checkpoint's rank hardly depends on it.
+        with torch.autocast(student.model.device.type, torch.bfloat16, enabled=bf16):
+            found = {"accuracy": accuracy(job.dev)}
+            if job.ood:
+                found["ood_accuracy"] = accuracy(job.ood)
+            if general:
+                found["general_perplexity"] = _perplexity(student, general)
+        return found
+
+    return measure
+
+
+def _general(place: str, student: Student) -> list[Encoded]:
+    """A text's lines, each cut in halves: the second one is to be predicted from the first, with nothing between them."""
+    try:
+        text = Path(place).read_text(encoding="utf-8")[: defaults.GENERAL_BYTES]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"--general {place}: cannot be read ({type(error).__name__}); give a plain text file") from error
+    found = []
+    for line in text.splitlines():
+        words = line.split()
+        if len(words) >= 8:
+            half = len(words) // 2
+            first, second = (student.rust.encode(part, add_special_tokens=False).ids
+                             for part in (" ".join(words[:half]), " " + " ".join(words[half:])))
+            opening = [student.format.start_id] if student.family == "t5" else []
+            found.append(Encoded(first + [student.format.eos_id] * len(opening), (Branch(opening, second),)))
+    if not found:
+        raise UsageError(f"--general {place}: no line has eight words; give running text")
+    return found
+
+
+@torch.no_grad()
+def _perplexity(student: Student, rows: list[Encoded]) -> float:
+    from edgedistill.train.objectives import token_loss
+
+    training = student.model.training
+    student.model.eval()
+    total, tokens = 0.0, 0
+    for at in range(0, len(rows), 16):
+        batch, order = student.tensors(rows[at:at + 16])
+        targets = torch.tensor([t for b in order for t in b.target], device=student.model.device)
+        hidden = student.hidden({name: value.to(student.model.device) for name, value in batch.items()})
+        loss, _ = token_loss(hidden, student.head, targets, torch.ones(len(targets), device=targets.device))
+        total, tokens = total + loss.item(), tokens + len(targets)
+    student.model.train(training)
+    return float(torch.tensor(total / tokens).exp())
+
+
+def _seconds(trainer: Any, batcher: Batcher) -> float:
+    """Seconds of one step's forward and backward, without touching its randomness or its gradients."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        size = trainer.args.per_device_train_batch_size
+        batch = batcher(torch.randperm(len(batcher.ids))[:size].tolist())
+        trainer.model.to(trainer.args.device)
+        for _ in range(2):  # the first one also sets the kernels up
+            start = time.monotonic()
+            trainer.training_step(trainer.model, batch)
+            took = time.monotonic() - start
+    trainer.forget()
+    return took  # the optimizer, the dev rows and the checkpoints take about two fifths more
+
+
+def _dry_run(trainer: Any, batcher: Batcher, config: dict[str, Any], steps: int, shown: dict[str, Any],
+             cuda: bool) -> dict[str, Any]:
+    """One real step of the longest questions: what it takes, beside what was predicted."""
+    lengths = [sum(map(len, batcher.draw([i]))) for i in range(len(batcher.ids))]
+    worst = sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True)[: trainer.args.per_device_train_batch_size]
+    machine.reset_peak()
+    trainer.model.to(trainer.args.device)
+    start = time.monotonic()
+    trainer.training_step(trainer.model, batcher(worst))
+    trainer.optimizer.step()
+    trainer.model.zero_grad()
+    trainer.training_step(trainer.model, batcher(worst))  # now with the optimizer's states in place
+    seconds = (time.monotonic() - start) / 2
+    peak = round(torch.cuda.max_memory_allocated() / 1e6, 1) if cuda else machine.peak_rss_mb()
+    say(f"  measured  {peak:.0f} MB in one real step of the longest questions, {seconds:.1f} s")
+    say(f"  time      {clock(1.4 * seconds * steps)} at most; nothing was trained (--dry-run)")
+    return {**machine.origin("train-plan"), "method": config["method"], "student": config["student"], "steps": steps,
+            "batch_size": config["batch_size"], **shown, "peak_memory_mb": peak, "seconds_per_step": round(seconds, 2)}
+
+
+def _model_card(result: dict[str, Any], stage: Any, chosen: dict[str, Any]) -> str:
+    taught = runs.finished(stage.path.parent, "teach")
+    teacher = taught["result"] if taught and "corpus" in stage.inputs else None
+    lines = [
+        "---", "library_name: edgedistill", "tags: [distillation, edge]", "---", "",
+        f"# A student of {result['parameters'] / 1e6:.1f} M parameters for the task {result['task']}", "",
+        f"- Trained by `{result['method']}` from `{result['student']}` on {result['questions']} questions "
+        f"({result['with_rationale']} with a verified rationale), {result['steps']} steps, seed {stage.config['seed']}.",
+        f"- Dev accuracy {100 * chosen['accuracy']:.1f} % at step {chosen['step']}"
+        + (" (checkpoint chosen on these rows)." if chosen["accuracy"] == result["best_dev_accuracy"] else
+           f"; chosen for the other task's dev rows, {100 * chosen['ood_accuracy']:.1f} %."),
+    ]
+    if teacher:
+        share = f", {100 * teacher['accuracy']:.1f} % of its answers right" if teacher["accuracy"] is not None else ""
+        lines.append(f"- Teacher: {teacher['teacher']} ({teacher['licence']}), data {teacher['data']}{share}.")
+    if "factors" in result:
+        lines.append(f"- Each FFN is one d x d matrix, merged from {result['factors']}: load it by edgedistill; "
+                     "`from_pretrained` would put random FFNs there.")
+    lines += ["", "`edgedistill export --int8` makes the bundle that a device runs; `edgedistill.json` holds the task, "
+              "the prefixes and the hashes of what went in.", ""]
+    return "\n".join(lines)
