@@ -95,9 +95,8 @@ def teach() -> str:
 
 
 def train() -> str:
-    """What the trainer is worth, from `results/train-speed/`, `train-memory-cpu.json`, `t5-wordmath.json`, `svamp-methods/`."""
+    """What the trainer is worth, from `results/train-speed/`, `train-memory-cpu.json` and `t5-wordmath.json`."""
     speed = {path.stem: _json(path) for path in sorted((RESULTS / "train-speed").glob("*.json"), reverse=True)}
-    memory = _read("train-memory-cpu.json")
     lines = ["`step-by-step` against the published recipe (two passes a question, padded to the longest, all logits, AdamW, "
              "through transformers' Trainer) on the same rows, student, batch and precision "
              "([script](benchmarks/train_speed.py), [result files](benchmarks/results/train-speed)):", "",
@@ -107,9 +106,18 @@ def train() -> str:
         lines.append(f"| {name}, {r['details']['edgedistill']['parameters'] / 1e6:.0f} M | {rate['edgedistill']:.1f} | "
                      f"{rate['published']:.1f} | {ratio['median']:.2f}x ({ratio['min']:.2f} to {ratio['max']:.2f}) | "
                      f"{100 * r['memory_ratio']:.0f} % |")
-    lines += ["", f"`train --dry-run` told the peak memory of {len(memory['configurations'])} configurations to within "
-              f"{100 * memory['largest_error']:.0f} % ([script](benchmarks/train_memory.py), "
-              "[result](benchmarks/results/train-memory-cpu.json))."]
+    if (RESULTS / "train-memory-cpu.json").is_file():
+        memory = _read("train-memory-cpu.json")
+        lines += ["", f"`train --dry-run` told the peak memory of {len(memory['configurations'])} configurations to within "
+                  f"{100 * memory['largest_error']:.0f} % ([script](benchmarks/train_memory.py), "
+                  "[result](benchmarks/results/train-memory-cpu.json))."]
+    if (RESULTS / "t5-wordmath.json").is_file():
+        t5 = _read("t5-wordmath.json")
+        lines += ["", f"A T5 of {t5['parameters'] / 1e6:.0f} M parameters learns the built-in problems from nothing in "
+                  f"{_minutes(t5['seconds']['total'])} on {t5['machine']['cores']} cores: "
+                  f"{_share(t5['known']['accuracy'], t5['known']['ci95'])} with new numbers and names, "
+                  f"{_share(t5['unseen']['accuracy'], t5['unseen']['ci95_templates'])} of templates that it never saw "
+                  "([script](benchmarks/t5_wordmath.py), [result](benchmarks/results/t5-wordmath.json))."]
     return "\n".join(lines)
 
 

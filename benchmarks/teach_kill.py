@@ -3,7 +3,8 @@
     python benchmarks/teach_kill.py [--teacher in-process|url]
 
 The embedded teacher, 50 built-in rows with at most 24 new tokens, 2 samples at temperature 0.8, 2 sequences at once,
-`--deterministic`, with soft targets where the engine gives them. A run that nothing disturbs is compared byte for byte with
+`--deterministic`, with soft targets where the engine gives them. The server is asked zero-shot: it computes each prompt
+anew, and long ones would be most of the time. A run that nothing disturbs is compared byte for byte with
 one that is killed at 20 random moments, some while it loads, the others spread over the samples, and goes on each time. Once
 more without `--deterministic`: every (id, sample) exactly once. The server is llama-cpp-python's own, on loopback, and lives
 on. Writes benchmarks/results/teach-kill.json.
@@ -46,7 +47,7 @@ def main() -> None:
         card = Path(folder) / "short.toml"
         own = (kit.folder("teachers") / "tasks" / "wordmath.toml").read_text(encoding="utf-8")
         card.write_text(re.sub(r"(?m)^max_new_tokens = .*", "max_new_tokens = 24", own), encoding="utf-8")
-        for teacher, flags in (("in-process", ["--gguf", model]), ("url", ["--url", url])):
+        for teacher, flags in (("in-process", ["--gguf", model]), ("url", ["--url", url, "--prompt", "zero-shot"])):
             if only not in (None, teacher):
                 continue
             for mode, more in (("deterministic", ["--deterministic"]), ("default", [])):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import re
@@ -86,6 +87,12 @@ def reset_peak() -> None:
     """Begins `peak_rss_mb` anew, where the system can do that."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def trim() -> None:
+    """Gives freed memory back to the system, where the C library can (glibc): its heap has holes of all sizes else."""
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_rss_mb() -> float:

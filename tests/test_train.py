@@ -119,6 +119,33 @@ def test_what_is_trained_is_what_is_asked_on_the_device(family: str, shared: boo
         assert logits.argmax(1).tolist()[: len(said)] == said
 
 
+def test_a_step_is_cut_with_the_least_padding_within_the_budget() -> None:
+    student = tiny_students.t5()
+    batcher = batcher_of(student, batch_tokens=400)
+
+    def row(source: int, *targets: int) -> Encoded:
+        return Encoded([3] * source, tuple(Branch([0], [3] * n) for n in targets))
+
+    rows = [row(90, 10), row(88, 9), row(20, 80), row(22, 78), row(500, 5)]
+    groups = batcher.cut(rows)
+    assert sorted(len(group) for group in groups) == [1, 2, 2]
+    assert {frozenset(map(len, group)) for group in groups} == {frozenset({100, 97}), frozenset({100}), frozenset({505})}
+    assert sorted(map(id, (r for group in groups for r in group))) == sorted(map(id, rows))
+
+
+def test_dropout_by_bytes_drops_its_share_and_keeps_the_mean() -> None:
+    from edgedistill.train.dropout import ByteDropout
+
+    torch.manual_seed(0)
+    x = torch.ones(1001, 999, requires_grad=True)
+    out = ByteDropout(0.1)(x)
+    assert (out == 0).float().mean().item() == pytest.approx(26 / 256, abs=1e-3)
+    assert out.mean().item() == pytest.approx(1, abs=1e-3)
+    out.sum().backward()
+    assert torch.equal(x.grad, out.detach())
+    assert ByteDropout(0.1).eval()(x) is x
+
+
 def test_a_batch_draws_one_of_several_rationales_the_same_after_a_resume() -> None:
     student = tiny_students.t5()
     batcher = batcher_of(student, asked({"a": ("first.", "second one here.")})[:1])

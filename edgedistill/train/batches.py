@@ -20,6 +20,7 @@ from edgedistill.train.students import Branch, Encoded, Student
 
 PARTS = tuple(PREFIXES)  # the losses that are weighted against each other
 WEIGHTINGS = ("token", "sequence")
+_EACH = 100  # padded tokens that a micro-batch is worth by itself: weights cast to bf16, gradients zeroed (60 to 170 measured)
 
 
 class Batcher:
@@ -83,18 +84,36 @@ class Batcher:
         return rows
 
     def cut(self, rows: list[Encoded]) -> list[list[Encoded]]:
-        """Rows by length in groups of at most `batch_tokens` padded tokens, a longer row alone."""
-        groups: list[tuple[list[Encoded], list[int]]] = []
-        for row in sorted(rows, key=len, reverse=True):
-            shape = self.student.shape(row)
-            if groups:
-                group, widest = groups[-1]
-                both = [max(pair) for pair in zip_longest(widest, shape, fillvalue=0)]
-                if (len(group) + 1) * sum(both) <= self.batch_tokens:
-                    groups[-1] = ([*group, row], both)
-                    continue
-            groups.append(([row], shape))
-        return [group for group, _ in groups]
+        """Rows in groups of at most `batch_tokens` padded tokens, a longer row alone: those with the least padding.
+
+        The best cut of the rows in order of their whole length, or of their last target's, whichever is cheaper.
+        """
+        orders = (sorted(rows, key=len), sorted(rows, key=lambda row: self.student.shape(row)[-1]))
+        return min((self._partition(order) for order in orders), key=lambda found: found[0])[1]
+
+    def padded(self, rows: list[Encoded]) -> int:
+        """Tokens of these rows as one micro-batch, padding included."""
+        return len(rows) * sum(map(max, zip_longest(*map(self.student.shape, rows), fillvalue=0)))
+
+    def _partition(self, rows: list[Encoded]) -> tuple[float, list[list[Encoded]]]:
+        """(cost, the cheapest groups of neighbours), by dynamic programming over where the last group begins."""
+        shapes = [self.student.shape(row) for row in rows]
+        best: list[tuple[float, int]] = [(0.0, 0)]
+        for end in range(1, len(rows) + 1):
+            widest: list[int] = []
+            choices = []
+            for begin in range(end - 1, -1, -1):
+                widest = [max(pair) for pair in zip_longest(widest, shapes[begin], fillvalue=0)]
+                padded = (end - begin) * sum(widest)
+                if padded > self.batch_tokens and begin < end - 1:
+                    break
+                choices.append((best[begin][0] + padded + _EACH, begin))
+            best.append(min(choices))
+        groups, end = [], len(rows)
+        while end:
+            groups.append(rows[best[end][1]: end])
+            end = best[end][1]
+        return best[-1][0], groups
 
     def tokens(self) -> float:
         """Mean tokens (sources and targets) that a question puts through the model, without padding."""

@@ -273,7 +273,7 @@ def _plan(job: Job, config: dict[str, Any], student: Student, batcher: Batcher, 
     def predicted(tokens: int, optimizer: str, checkpointing: bool) -> memory.Memory:
         groups = _cut(batcher, worst, tokens)
         if (tokens, checkpointing) not in seen:
-            seen[tokens, checkpointing] = memory.kept(student, groups[0], bf16, checkpointing)
+            seen[tokens, checkpointing] = memory.kept(student, max(groups, key=batcher.padded), bf16, checkpointing)
         return memory.predict(student, seen[tokens, checkpointing], optimizer, len(groups) > 1, extra)
 
     first = config["optimizer"] or defaults.OPTIMIZER["cuda" if cuda else "cpu"]

@@ -187,15 +187,18 @@ class T5Student(Student):
         return batch, order
 
     def hidden(self, batch: dict[str, Tensor], model: Any = None) -> Tensor:
+        slots = range(sum(name.startswith("at_") for name in batch))
+        ids = [batch["input_ids"], *(batch[f"decoder_{slot}"] for slot in slots)]
+        # One lookup for all: each would make a gradient of the whole embedding's size.
+        embedded = self.model.get_input_embeddings()(torch.cat([each.flatten() for each in ids]))
+        source, *targets = (each.view(*shape.shape, -1) for each, shape in zip(
+            embedded.split([each.numel() for each in ids]), ids, strict=True))
         mask, states, found = batch["attention_mask"], None, []
         with self.headless():
-            for slot in range(sum(name.startswith("at_") for name in batch)):
+            for slot in slots:
                 rows = batch[f"row_{slot}"]
-                if states is None:
-                    inputs: dict[str, Any] = {"input_ids": batch["input_ids"]}
-                else:
-                    inputs = {"encoder_outputs": (states[rows],)}
-                out = (model or self.model)(**inputs, attention_mask=mask[rows], decoder_input_ids=batch[f"decoder_{slot}"],
+                given = {"inputs_embeds": source} if states is None else {"encoder_outputs": (states[rows],)}
+                out = (model or self.model)(**given, attention_mask=mask[rows], decoder_inputs_embeds=targets[slot],
                                             use_cache=False)
                 states = out.encoder_last_hidden_state if states is None else states
                 found.append(out.logits.flatten(0, 1)[batch[f"at_{slot}"]])

@@ -20,10 +20,10 @@ from torch.utils.data import DataLoader
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
-from edgedistill import defaults, runs
+from edgedistill import defaults, machine, runs
 from edgedistill.errors import Error, UsageError, need
 from edgedistill.progress import Progress, say
-from edgedistill.train import objectives
+from edgedistill.train import dropout, objectives
 from edgedistill.train.batches import PARTS, Batcher
 from edgedistill.train.students import Student
 
@@ -75,6 +75,8 @@ class DistillTrainer(Trainer):
         self._evaluations, self._mentor_head = evaluations, mentor_head
         self._sums: dict[str, list[float]] = defaultdict(list)
         self.seen_tokens = 0
+        if args.device.type == "cpu":
+            dropout.quicken(student.model)
         super().__init__(model=student.model, args=args, train_dataset=range(batcher.steps),
                          eval_dataset=[0],  # required to be there; evaluate() below has the dev rows
                          optimizers=(optimizer, None))
@@ -136,6 +138,8 @@ class DistillTrainer(Trainer):
         for name, value, count in zip(PARTS, parts.tolist(), counts.tolist(), strict=True):
             if count:
                 self._sums[name].append(value)
+        if self.args.device.type == "cpu":
+            machine.trim()
         return total * processes
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
