@@ -83,14 +83,15 @@ class _TokenLoss(torch.autograd.Function):
                     cross = (probs * (normaliser - logits.gather(1, ids))).sum(1, keepdim=True)
                     loss = loss + soft.share * (cross + torch.xlogy(probs, probs).sum(1, keepdim=True))
                     mass = mass + soft.share * known
-                grad = logits.sub_(normaliser).exp_().mul_(mass)
-                grad.scatter_add_(1, target, torch.full_like(weight, -hard))
-                if soft:
-                    grad.scatter_add_(1, ids, -soft.share * probs)
-                if extra is not None:
-                    grad += extra
                 total += (weight * loss).sum()
-                grad = grad.mul_(weight).to(dtype)
+                # The token's weight goes into the exponent: one pass over the logits less.
+                grad = logits.sub_(normaliser - torch.log(weight * mass)).exp_()
+                grad.scatter_add_(1, target, -hard * weight)
+                if soft:
+                    grad.scatter_add_(1, ids, -soft.share * probs * weight)
+                if extra is not None:
+                    grad += extra.mul_(weight)
+                grad = grad.to(dtype)
                 grad_hidden[part] = grad @ w
                 piece = grad.T @ h[part]
                 grad_head = piece.float() if grad_head is None else grad_head.add_(piece)

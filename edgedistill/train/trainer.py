@@ -115,25 +115,27 @@ class DistillTrainer(Trainer):
         processes = self.accelerator.num_processes
         coefficients = self.loss.coefficients(counts)
         total, parts = torch.zeros((), device=self.args.device), torch.zeros_like(counts)
-        for i, batch in enumerate(micro):
-            batch = self._prepare_inputs(batch)
-            # Gradients are averaged over processes with the last micro-batch, hence the factor: sums are wanted.
-            last = i + 1 == len(micro)
-            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.bf16):
+        # One autocast for the whole step: its weights are cast once, not for each micro-batch. A backward pass inside it
+        # works in the types of its forward pass.
+        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.bf16):
+            for i, batch in enumerate(micro):
+                batch = self._prepare_inputs(batch)
+                # Gradients are averaged over processes with the last micro-batch, hence the factor: sums are wanted.
+                last = i + 1 == len(micro)
+                with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
                     hidden = self.student.hidden(model_inputs(batch), model)
                     loss, part = self.loss(hidden, self.student.head, batch, coefficients, self._mentor_head)
                     if self.loss.mutual_information and len(batch["pairs"]) and not inputs["idle"]:
                         term = objectives.mutual_information(hidden, self.student.head, batch["example"], batch["pairs"])
                         loss = loss + self.loss.mutual_information / len(inputs["indices"]) / processes * term
-                if not torch.isfinite(loss):
-                    raise Error(f"the loss is not finite at step {self.state.global_step} ({loss.item():g}); lower "
-                                "--learning-rate. The last checkpoint is kept")
-                self.accelerator.backward(loss * processes)
-            total += loss.detach()
-            parts += part
-            self.seen_tokens += int(batch["input_ids"].numel() + sum(
-                value.numel() for name, value in batch.items() if name.startswith("decoder_")))
+                    if not torch.isfinite(loss):
+                        raise Error(f"the loss is not finite at step {self.state.global_step} ({loss.item():g}); lower "
+                                    "--learning-rate. The last checkpoint is kept")
+                    self.accelerator.backward(loss * processes)
+                total += loss.detach()
+                parts += part
+                self.seen_tokens += int(batch["input_ids"].numel() + sum(
+                    value.numel() for name, value in batch.items() if name.startswith("decoder_")))
         parts = self.accelerator.reduce(parts, "sum") / counts.clamp_min(1e-9)
         for name, value, count in zip(PARTS, parts.tolist(), counts.tolist(), strict=True):
             if count:
