@@ -16,7 +16,7 @@ import torch
 
 from edgedistill.errors import UsageError
 from edgedistill.train.objectives import token_loss
-from edgedistill.train.students import Encoded, Student
+from edgedistill.train.students import Encoded, Student, arithmetic
 
 # A CUDA context and its libraries (not measured here: no GPU), and what an allocator does not use of its blocks.
 CUDA_CONTEXT = 600e6
@@ -108,7 +108,7 @@ def _traced(student: Student, micro: list[Encoded], bf16: bool, checkpointing: b
             student.model.train()
             own = {p.untyped_storage()._cdata for p in student.model.parameters()}
             with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), \
-                    torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    arithmetic("cpu", bf16):
                 hidden = student.hidden({name: mode.from_tensor(value) for name, value in batch.items()})
                 targets = torch.zeros(sum(len(b.target) for b in order), dtype=torch.long)
                 loss, _ = token_loss(hidden, student.head, targets, torch.ones(len(targets)))

@@ -25,7 +25,7 @@ from edgedistill.errors import Error, UsageError, need
 from edgedistill.progress import Progress, say
 from edgedistill.train import dropout, objectives
 from edgedistill.train.batches import PARTS, Batcher
-from edgedistill.train.students import Student
+from edgedistill.train.students import Student, arithmetic
 
 OPTIMIZERS = ("adamw8bit", "adamw", "adafactor")
 _FULL = ("file too large", "no space left", "disk quota", "writing file", "inline_container")  # torch's last one says no more
@@ -117,7 +117,7 @@ class DistillTrainer(Trainer):
         total, parts = torch.zeros((), device=self.args.device), torch.zeros_like(counts)
         # One autocast for the whole step: its weights are cast once, not for each micro-batch. A backward pass inside it
         # works in the types of its forward pass.
-        with torch.autocast(self.args.device.type, torch.bfloat16, enabled=self.bf16):
+        with arithmetic(self.args.device.type, self.bf16):
             for i, batch in enumerate(micro):
                 batch = self._prepare_inputs(batch)
                 # Gradients are averaged over processes with the last micro-batch, hence the factor: sums are wanted.
