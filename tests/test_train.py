@@ -98,7 +98,7 @@ def test_gradients_are_those_of_two_passes_whatever_the_micro_batches(family: st
     wanted = {name: p.grad.clone() for name, p in student.model.named_parameters()}
     student.model.zero_grad()
     batch = batcher_of(student, batch_tokens=batch_tokens)([0, 1, 2])
-    assert (len(batch["micro"]) > 1) == (batch_tokens < 10_000)
+    assert len(batch["micro"]) > 1 or batch_tokens > 60
     loss_of(student, batch, Loss(alpha=0.3))[0].backward()
     for name, parameter in student.model.named_parameters():
         assert torch.allclose(parameter.grad, wanted[name], atol=1e-5), name
