@@ -140,8 +140,8 @@ class DistillTrainer(Trainer):
         for name, value, count in zip(PARTS, parts.tolist(), counts.tolist(), strict=True):
             if count:
                 self._sums[name].append(value)
-        if self.args.device.type == "cpu":
-            machine.trim()
+        if self.args.device.type == "cpu" and self.state.global_step % 10 == 0:
+            machine.trim()  # 60 ms for t5-small
         return total * processes
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
