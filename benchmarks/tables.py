@@ -109,8 +109,8 @@ def train() -> str:
     if (RESULTS / "train-memory-cpu.json").is_file():
         memory = _read("train-memory-cpu.json")
         errors = [100 * -entry["error"] for entry in memory["configurations"]]
-        lines += ["", f"`train --dry-run` tells too little memory yet: {min(errors):.0f} to {max(errors):.0f} % under the measured "
-                  f"peak in {len(errors)} configurations ([script](benchmarks/train_memory.py), "
+        lines += ["", f"`train --dry-run` tells too little memory yet: {min(errors):.0f} to {max(errors):.0f} % under the "
+                  f"measured peak in {len(errors)} configurations ([script](benchmarks/train_memory.py), "
                   "[result](benchmarks/results/train-memory-cpu.json))."]
     if (RESULTS / "t5-wordmath.json").is_file():
         t5 = _read("t5-wordmath.json")
