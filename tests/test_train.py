@@ -506,6 +506,20 @@ def test_other_tasks_and_general_text_are_watched(folder: str, tmp_path: Path) -
     assert (tmp_path / "run" / "train" / "student-ood" / "model.safetensors").is_file()
 
 
+def test_two_dev_sets_may_use_the_same_ids() -> None:
+    from edgedistill.train.watch import evaluations
+
+    class Says:  # a student that always answers 3
+        model = torch.nn.Linear(1, 1)
+        model.device = torch.device("cpu")
+
+        def answers(self, texts, batch_size):
+            return ["( 1 + 2 )"] * len(texts)
+
+    found = evaluations(TASK, Says(), [Row("1", "a", "( 2 + 2 )")], [Row("1", "b", "( 2 + 1 )")], None, False)()
+    assert found == {"accuracy": 0.0, "ood_accuracy": 1.0}
+
+
 def test_a_dry_run_tells_the_memory_and_trains_nothing(folder: str, tmp_path: Path, capsys) -> None:
     run = tiny_students.taught_run(tmp_path / "run")
     plan = train(folder, run=str(run), dry_run=True, batch_size=8)
@@ -594,6 +608,7 @@ def test_bad_settings_are_one_line_errors(tmp_path: Path) -> None:
         ({"student": "t5-smal"}, "did you mean 't5-small'"), ({"student": "carve", "tiny": True}, "exclude each other"),
         ({"student": "carve", "layers": 4}, "fewer than 8 layers"), ({"epochs": 0}, "--epochs 0: give a number above 0"),
         ({"student": str(tmp_path)}, "no config.json"), ({"method": "dss"}, "known methods"),
+        ({"method": "reparam", "ood": "builtin:wordmath"}, "does not merge"),
         ({"weighting": "mean"}, "token or sequence"), ({"match": "distribution"}, "needs soft targets"),
         ({"match": "kl"}, "sample or distribution"), ({"temperature": 0}, "--temperature 0: give"),
         ({"mutual_information": 0.1, "two_pass": True}, "without --two-pass"), ({"formats": {"few": 1}}, "NAME=SHARE"),

@@ -77,6 +77,8 @@ def train(
                          "shared form, without --two-pass")
     if factors not in (1, 2, 3):
         raise UsageError(f"--factors {factors}: a linear chain has 1, 2 or 3")
+    if ood and method == "reparam":
+        raise UsageError("--ood keeps a second checkpoint, which --method reparam does not merge; leave one of them out")
     if not 0 <= mutual_information < math.inf:
         raise UsageError(f"--mutual-information {mutual_information:g}: give a number not below 0")
     if formats and (method != "specialize" or set(formats) - set(defaults.FORMATS)

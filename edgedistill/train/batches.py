@@ -82,19 +82,19 @@ class Batcher:
                 rows += taken
         return rows
 
-    def cut(self, rows: list[Encoded]) -> list[list[Encoded]]:
-        """Rows in groups of at most `batch_tokens` padded tokens, a longer row alone: those with the least padding.
+    def cut(self, rows: list[Encoded], tokens: int | None = None) -> list[list[Encoded]]:
+        """Rows in groups of at most `tokens` (else `batch_tokens`) padded tokens, a longer row alone.
 
-        The best cut of the rows in order of their whole length, or of their last target's, whichever is cheaper.
+        Those with the least padding: the best cut of the rows in order of their whole length, or of their last target's, whichever is cheaper.
         """
         orders = (sorted(rows, key=len), sorted(rows, key=lambda row: self.student.shape(row)[-1]))
-        return min((self._partition(order) for order in orders), key=lambda found: found[0])[1]
+        return min((self._partition(order, tokens or self.batch_tokens) for order in orders), key=lambda found: found[0])[1]
 
     def padded(self, rows: list[Encoded]) -> int:
         """Tokens of these rows as one micro-batch, padding included."""
         return len(rows) * sum(map(max, zip_longest(*map(self.student.shape, rows), fillvalue=0)))
 
-    def _partition(self, rows: list[Encoded]) -> tuple[float, list[list[Encoded]]]:
+    def _partition(self, rows: list[Encoded], tokens: int) -> tuple[float, list[list[Encoded]]]:
         """(cost, the cheapest groups of neighbours), by dynamic programming over where the last group begins."""
         shapes = [self.student.shape(row) for row in rows]
         best: list[tuple[float, int]] = [(0.0, 0)]
@@ -104,7 +104,7 @@ class Batcher:
             for begin in range(end - 1, -1, -1):
                 widest = [max(pair) for pair in zip_longest(widest, shapes[begin], fillvalue=0)]
                 padded = (end - begin) * sum(widest)
-                if padded > self.batch_tokens and begin < end - 1:
+                if padded > tokens and begin < end - 1:
                     break
                 choices.append((best[begin][0] + padded + self.student.overhead, begin))
             best.append(min(choices))

@@ -6,7 +6,6 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,7 +25,8 @@ from edgedistill.train import memory, reparam
 from edgedistill.train import trainer as trainer_
 from edgedistill.train.batches import Batcher
 from edgedistill.train.methods import Question
-from edgedistill.train.students import Branch, Encoded, Student
+from edgedistill.train.students import Student
+from edgedistill.train.watch import evaluations
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,9 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     if plan.checkpointing:
         student.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trainer = trainer_.DistillTrainer(
-        student, batcher, args, loss=loss, bf16=bf16, evaluations=_evaluations(job, student, bf16, plan.batch_tokens),
-        optimizer=trainer_.optimizer(student.model, plan.optimizer, rate),
-        mentor_head=mentor_head)
+        student, batcher, args, loss=loss, bf16=bf16, mentor_head=mentor_head,
+        evaluations=evaluations(job.card, student, job.dev, job.ood, job.general, bf16),
+        optimizer=trainer_.optimizer(student.model, plan.optimizer, rate))
     with_rationale = sum(any(t.sample is not None for t in q.targets()) for q in job.questions)
     last = trainer_.last_checkpoint(folder) if stage.resumed else None
     if job.resume and not last:
@@ -149,12 +149,12 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     if not any("eval_accuracy" in entry for entry in trainer.state.log_history):
         trainer.evaluate()  # less than one epoch was asked for
     history = trainer.state.log_history
-    evaluations = [{"step": e["step"], **{name.removeprefix("eval_"): round(value, 4) for name, value in e.items()
+    measured = [{"step": e["step"], **{name.removeprefix("eval_"): round(value, 4) for name, value in e.items()
                                           if name.startswith("eval_") and isinstance(value, float)}}
                    for e in history if "eval_accuracy" in e]
     losses = [{"step": e["step"], **{k: e[k] for k in ("loss", "label_loss", "rationale_loss") if k in e}}
               for e in history if "loss" in e]
-    best = max(evaluations, key=lambda e: e["accuracy"])
+    best = max(measured, key=lambda e: e["accuracy"])
     seen = trainer.accelerator.reduce(torch.tensor(float(trainer.seen_tokens), device=args.device), "sum")
     if not trainer.is_world_process_zero():
         return {}
@@ -166,7 +166,7 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
         "examples_per_s": round((trainer.state.global_step - done) * config["batch_size"] / seconds, 2),
         "tokens_per_s": round(float(seen) / seconds),
         "peak_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6, 1) if cuda else machine.peak_rss_mb(),
-        "dev": evaluations, "before": before, "best_dev_accuracy": best["accuracy"], "losses": losses,
+        "dev": measured, "before": before, "best_dev_accuracy": best["accuracy"], "losses": losses,
         "lint": lint.to_dict(), "seconds": stage.seconds()}
     if config["method"] == "reparam":
         reparam.merge(student.model)
@@ -176,8 +176,8 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     outputs = _save(student, stage, result, best, "student")
     if best_ood and (folder / "best-ood").is_dir():
         best_ood.load()
-        result["best_ood_accuracy"] = max(e["ood_accuracy"] for e in evaluations)
-        other = next(e for e in evaluations if e["ood_accuracy"] == result["best_ood_accuracy"])
+        result["best_ood_accuracy"] = max(e["ood_accuracy"] for e in measured)
+        other = next(e for e in measured if e["ood_accuracy"] == result["best_ood_accuracy"])
         outputs += _save(student, stage, result, other, "student-ood")
     stage.done(result, outputs)
     shutil.rmtree(args.output_dir, ignore_errors=True)  # gigabytes that a finished stage has no use for
@@ -271,7 +271,7 @@ def _plan(job: Job, config: dict[str, Any], student: Student, batcher: Batcher, 
     extra += sum(4.0 * each.numel() for each in batcher.mentor.values())
 
     def predicted(tokens: int, optimizer: str, checkpointing: bool) -> memory.Memory:
-        groups = _cut(batcher, worst, tokens)
+        groups = batcher.cut(worst, tokens)
         if (tokens, checkpointing) not in seen:
             seen[tokens, checkpointing] = memory.kept(student, max(groups, key=batcher.padded), bf16, checkpointing)
         return memory.predict(student, seen[tokens, checkpointing], optimizer, len(groups) > 1, extra)
@@ -285,76 +285,6 @@ def _plan(job: Job, config: dict[str, Any], student: Student, batcher: Batcher, 
                                    (config["optimizer"] or "adamw8bit", job.checkpointing is not False)) if c not in candidates]
     budget = job.vram * 1e9 - (memory.CUDA_CONTEXT if cuda else 0) if job.vram else None
     return memory.plan(candidates, batcher.batch_tokens, len(longest[0]), budget, predicted)
-
-
-def _cut(batcher: Batcher, rows: list[Encoded], tokens: int) -> list[list[Encoded]]:
-    whole, batcher.batch_tokens = batcher.batch_tokens, tokens
-    try:
-        return batcher.cut(rows)
-    finally:
-        batcher.batch_tokens = whole
-
-
-def _evaluations(job: Job, student: Student, bf16: bool, batch_tokens: int) -> Callable[[], dict[str, float]]:
-    """What is measured at the end of each epoch: {"accuracy"}, and "ood_accuracy", "general_perplexity" if asked for."""
-    card = job.card
-
-    def accuracy(rows: list[Row]) -> float:
-        answers = student.answers([card.question(row) for row in rows], batch_size=64)
-        return sum(card.same(card.parse(a, row.choices), gold[row.id])
-                   for a, row in zip(answers, rows, strict=True)) / len(rows)
-
-    gold = {row.id: card.label(row) for row in [*job.ood, *job.dev]}  # an unreadable label is told before training
-    general = _general(job.general, student) if job.general else []
-
-    def measure() -> dict[str, float]:
-        # In the training's own precision: four times as fast here, and a checkpoint's rank hardly depends on it.
-        with torch.autocast(student.model.device.type, torch.bfloat16, enabled=bf16):
-            found = {"accuracy": accuracy(job.dev)}
-            if job.ood:
-                found["ood_accuracy"] = accuracy(job.ood)
-            if general:
-                found["general_perplexity"] = _perplexity(student, general)
-        return found
-
-    return measure
-
-
-def _general(place: str, student: Student) -> list[Encoded]:
-    """A text's lines, each cut in halves: the second one is to be predicted from the first, with nothing between them."""
-    try:
-        text = Path(place).read_text(encoding="utf-8")[: defaults.GENERAL_BYTES]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"--general {place}: cannot be read ({type(error).__name__}); give a plain text file") from error
-    found = []
-    for line in text.splitlines():
-        words = line.split()
-        if len(words) >= 8:
-            half = len(words) // 2
-            first, second = (student.rust.encode(part, add_special_tokens=False).ids
-                             for part in (" ".join(words[:half]), " " + " ".join(words[half:])))
-            opening = [student.format.start_id] if student.family == "t5" else []
-            found.append(Encoded(first + [student.format.eos_id] * len(opening), (Branch(opening, second),)))
-    if not found:
-        raise UsageError(f"--general {place}: no line has eight words; give running text")
-    return found
-
-
-@torch.no_grad()
-def _perplexity(student: Student, rows: list[Encoded]) -> float:
-    from edgedistill.train.objectives import token_loss
-
-    training = student.model.training
-    student.model.eval()
-    total, tokens = 0.0, 0
-    for at in range(0, len(rows), 16):
-        batch, order = student.tensors(rows[at:at + 16])
-        targets = torch.tensor([t for b in order for t in b.target], device=student.model.device)
-        hidden = student.hidden({name: value.to(student.model.device) for name, value in batch.items()})
-        loss, _ = token_loss(hidden, student.head, targets, torch.ones(len(targets), device=targets.device))
-        total, tokens = total + loss.item(), tokens + len(targets)
-    student.model.train(training)
-    return float(torch.tensor(total / tokens).exp())
 
 
 def _seconds(trainer: Any, batcher: Batcher) -> float:
