@@ -85,7 +85,8 @@ class Batcher:
     def cut(self, rows: list[Encoded], tokens: int | None = None) -> list[list[Encoded]]:
         """Rows in groups of at most `tokens` (else `batch_tokens`) padded tokens, a longer row alone.
 
-        Those with the least padding: the best cut of the rows in order of their whole length, or of their last target's, whichever is cheaper.
+        Those with the least padding: the best cut of the rows in order of their whole length, or of their last target's,
+        whichever is cheaper.
         """
         orders = (sorted(rows, key=len), sorted(rows, key=lambda row: self.student.shape(row)[-1]))
         return min((self._partition(order, tokens or self.batch_tokens) for order in orders), key=lambda found: found[0])[1]
