@@ -18,13 +18,14 @@ from edgedistill.errors import Error, UsageError
 from edgedistill.runs import read_json, sha256, write_json
 from edgedistill.tasks.data import Row
 from edgedistill.tasks.task import Task
-from edgedistill.train import objectives, train
+from edgedistill.train import objectives, packed, train
 from edgedistill.train.batches import Batcher
 from edgedistill.train.methods import Question, Target, given, questions, vote
 from edgedistill.train.students import Branch, Encoded
 from edgedistill.train.trainer import Loss, last_checkpoint, model_inputs, optimizer
 
-FAMILIES = {"t5": tiny_students.t5, "llama": tiny_students.decoder}
+FAMILIES = {"t5": tiny_students.t5, "flan": lambda: tiny_students.t5(gated=True, tied=False), "llama": tiny_students.decoder,
+            "qwen2": lambda: tiny_students.decoder("qwen2"), "chain": lambda: tiny_students.chained(tiny_students.decoder())}
 RATIONALES = {"a": ("3 and 4 more are 3 + 4.",), "c": ("There are 6 boxes with 7 pens, so 6 * 7.",)}
 
 
@@ -119,31 +120,49 @@ def test_what_is_trained_is_what_is_asked_on_the_device(family: str, shared: boo
         assert logits.argmax(1).tolist()[: len(said)] == said
 
 
-def test_a_step_is_cut_with_the_least_padding_within_the_budget() -> None:
+def test_a_step_is_cut_by_length_within_the_budget() -> None:
     student = tiny_students.t5()
     batcher = batcher_of(student, batch_tokens=400)
-
-    def row(source: int, *targets: int) -> Encoded:
-        return Encoded([3] * source, tuple(Branch([0], [3] * n) for n in targets))
-
-    rows = [row(90, 10), row(88, 9), row(20, 80), row(22, 78), row(500, 5)]
+    rows = [Encoded([3] * n, (Branch([0], [3] * 10),)) for n in (190, 90, 80, 20, 500, 60, 70)]
     groups = batcher.cut(rows)
-    assert sorted(len(group) for group in groups) == [1, 2, 2]
-    assert {frozenset(map(len, group)) for group in groups} == {frozenset({100, 97}), frozenset({100}), frozenset({505})}
-    assert sorted(map(id, (r for group in groups for r in group))) == sorted(map(id, rows))
+    assert [[len(row) for row in group] for group in groups] == [[30, 70, 80, 90, 100], [200], [510]]
+    assert batcher.cut(rows[1:2], 5) == [rows[1:2]]
 
 
 def test_dropout_by_bytes_drops_its_share_and_keeps_the_mean() -> None:
-    from edgedistill.train.dropout import ByteDropout
-
     torch.manual_seed(0)
     x = torch.ones(1001, 999, requires_grad=True)
-    out = ByteDropout(0.1)(x)
+    out = packed.dropout(x, 0.1)
     assert (out == 0).float().mean().item() == pytest.approx(26 / 256, abs=1e-3)
     assert out.mean().item() == pytest.approx(1, abs=1e-3)
     out.sum().backward()
     assert torch.equal(x.grad, out.detach())
-    assert ByteDropout(0.1).eval()(x) is x
+    assert packed.dropout(x, 0.0) is x
+
+
+@pytest.mark.parametrize("name", ["t5", "flan"])
+def test_dropout_everywhere_has_the_gradient_of_what_it_dropped(name: str) -> None:
+    # The same random numbers again: what comes back is the slope of the loss that went out.
+    student = student_of(name, shared=True)
+    student.model.double().train()
+    batch = batcher_of(student)([0, 1, 2])
+    weight, weights = student.model.decoder.block[1].layer[1].EncDecAttention.q.weight, packed.Weights(torch.float64)
+
+    def loss() -> torch.Tensor:
+        torch.manual_seed(1)
+        hidden = student.hidden(model_inputs(batch["micro"][0]), weights=weights)
+        return (hidden * torch.linspace(-1, 1, hidden.numel()).view_as(hidden)).sum()
+
+    loss().backward()
+    with torch.no_grad():
+        direction = torch.randn_like(weight)
+        values = []
+        for sign in (1, -1):
+            weight += sign * 1e-6 * direction
+            weights._made.clear()
+            values.append(loss().item())
+            weight -= sign * 1e-6 * direction
+    assert (values[0] - values[1]) / 2e-6 == pytest.approx((weight.grad * direction).sum().item(), rel=1e-4)
 
 
 def test_a_batch_draws_one_of_several_rationales_the_same_after_a_resume() -> None:
@@ -416,10 +435,10 @@ def test_out_of_memory_halves_the_micro_batches_and_goes_on(folder: str, tmp_pat
 
     real, limit = students.T5Student.hidden, 300
 
-    def hidden(self, batch, model=None):
-        if batch["input_ids"].numel() > limit and not isinstance(batch["input_ids"], FakeTensor):
+    def hidden(self, batch, model=None, weights=None):
+        if batch["source_ids"].numel() > limit and not isinstance(batch["source_ids"], FakeTensor):
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return real(self, batch, model)
+        return real(self, batch, model, weights)
 
     monkeypatch.setattr(students.T5Student, "hidden", hidden)
     result = train(folder, run=str(tiny_students.taught_run(tmp_path / "run")), epochs=1, batch_size=16, batch_tokens=2000)
@@ -480,8 +499,8 @@ def test_every_process_takes_part_in_an_uneven_last_step(tmp_path: Path) -> None
         assert done.returncode == 0, done.stderr[-2000:]
         results.append(read_json(run / "train" / "result.json"))
     assert results[0]["steps"] == results[1]["steps"] == 10
-    for mine, theirs in zip(*(result["losses"] for result in results), strict=True):
-        assert mine["loss"] == pytest.approx(theirs["loss"], rel=1e-3)
+    for n, (mine, theirs) in enumerate(zip(*(result["losses"] for result in results), strict=True)):
+        assert mine["loss"] == pytest.approx(theirs["loss"], rel=5e-3 if n else 1e-4)  # bf16; later steps drift apart
 
 
 @pytest.mark.parametrize("method", ["single-task", "specialize"])

@@ -1,14 +1,13 @@
 """Questions to micro-batches: everything is tokenised once, before training; a step's rows are cut by length.
 
 The questions of a step are those that the sampler drew, whatever their lengths. Only within a step they are ordered by
-length and cut into micro-batches of `batch_tokens` padded tokens: little padding, bounded memory, the same gradient.
+length and cut into micro-batches of `batch_tokens` tokens: bounded memory, the same gradient.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from itertools import zip_longest
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from edgedistill.edge.format import PREFIXES
 from edgedistill.train.methods import Question, Target
+from edgedistill.train.packed import mapped
 from edgedistill.train.students import Branch, Encoded, Student
 
 PARTS = tuple(PREFIXES)  # the losses that are weighted against each other
@@ -83,37 +83,20 @@ class Batcher:
         return rows
 
     def cut(self, rows: list[Encoded], tokens: int | None = None) -> list[list[Encoded]]:
-        """Rows in groups of at most `tokens` (else `batch_tokens`) padded tokens, a longer row alone.
-
-        Those with the least padding: the best cut of the rows in order of their whole length, or of their last target's,
-        whichever is cheaper.
-        """
-        orders = (sorted(rows, key=len), sorted(rows, key=lambda row: self.student.shape(row)[-1]))
-        return min((self._partition(order, tokens or self.batch_tokens) for order in orders), key=lambda found: found[0])[1]
-
-    def padded(self, rows: list[Encoded]) -> int:
-        """Tokens of these rows as one micro-batch, padding included."""
-        return len(rows) * sum(map(max, zip_longest(*map(self.student.shape, rows), fillvalue=0)))
-
-    def _partition(self, rows: list[Encoded], tokens: int) -> tuple[float, list[list[Encoded]]]:
-        """(cost, the cheapest groups of neighbours), by dynamic programming over where the last group begins."""
-        shapes = [self.student.shape(row) for row in rows]
-        best: list[tuple[float, int]] = [(0.0, 0)]
-        for end in range(1, len(rows) + 1):
-            widest: list[int] = []
-            choices = []
-            for begin in range(end - 1, -1, -1):
-                widest = [max(pair) for pair in zip_longest(widest, shapes[begin], fillvalue=0)]
-                padded = (end - begin) * sum(widest)
-                if padded > tokens and begin < end - 1:
-                    break
-                choices.append((best[begin][0] + padded + self.student.overhead, begin))
-            best.append(min(choices))
-        groups, end = [], len(rows)
-        while end:
-            groups.append(rows[best[end][1]: end])
-            end = best[end][1]
-        return best[-1][0], groups
+        """Rows in order of length, in groups of at most `tokens` (else `batch_tokens`) and of about one size; a longer row
+        alone."""
+        limit = tokens or self.batch_tokens
+        whole = sum(map(len, rows))
+        share = min(limit, whole / -(-whole // limit) + max(map(len, rows)) / 2)
+        groups: list[list[Encoded]] = []
+        size = 0
+        for row in sorted(rows, key=len):
+            if not groups or size + len(row) > share:
+                groups.append([])
+                size = 0
+            groups[-1].append(row)
+            size += len(row)
+        return groups
 
     def tokens(self) -> float:
         """Mean tokens (sources and targets) that a question puts through the model, without padding."""
@@ -185,7 +168,7 @@ def _states(mentor: Student, questions: list[Question], slots: list[Any], batch_
     for at in range(0, len(rows), size):
         part = rows[at:at + size]
         batch, order = mentor.tensors([row for row, _ in part])
-        states = mentor.hidden({name: value.to(mentor.model.device) for name, value in batch.items()}).bfloat16()
+        states = mentor.hidden(mapped(batch, lambda tensor: tensor.to(mentor.model.device))).bfloat16()
         for (_, branch), piece in zip(part, states.split([len(b.target) for b in order]), strict=True):
             found[id(branch)] = piece
     return found

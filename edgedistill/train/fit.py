@@ -273,7 +273,8 @@ def _plan(job: Job, config: dict[str, Any], student: Student, batcher: Batcher, 
     def predicted(tokens: int, optimizer: str, checkpointing: bool) -> memory.Memory:
         groups = batcher.cut(worst, tokens)
         if (tokens, checkpointing) not in seen:
-            seen[tokens, checkpointing] = memory.kept(student, max(groups, key=batcher.padded), bf16, checkpointing)
+            largest = max(groups, key=lambda rows: sum(map(len, rows)))
+            seen[tokens, checkpointing] = memory.kept(student, largest, bf16, checkpointing)
         return memory.predict(student, seen[tokens, checkpointing], optimizer, len(groups) > 1, extra)
 
     first = config["optimizer"] or defaults.OPTIMIZER["cuda" if cuda else "cpu"]

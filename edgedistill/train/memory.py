@@ -16,7 +16,8 @@ import torch
 
 from edgedistill.errors import UsageError
 from edgedistill.train.objectives import token_loss
-from edgedistill.train.students import Encoded, Student, arithmetic
+from edgedistill.train.packed import Weights, mapped
+from edgedistill.train.students import Encoded, Student
 
 # A CUDA context and its libraries (not measured here: no GPU), and what an allocator does not use of its blocks.
 CUDA_CONTEXT = 600e6
@@ -107,11 +108,11 @@ def _traced(student: Student, micro: list[Encoded], bf16: bool, checkpointing: b
                 student.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             student.model.train()
             own = {p.untyped_storage()._cdata for p in student.model.parameters()}
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), \
-                    arithmetic("cpu", bf16):
-                hidden = student.hidden({name: mode.from_tensor(value) for name, value in batch.items()})
+            weights = Weights(torch.bfloat16 if bf16 else torch.float32)
+            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                hidden = student.hidden(mapped(batch, mode.from_tensor), weights=weights)
                 targets = torch.zeros(sum(len(b.target) for b in order), dtype=torch.long)
-                loss, _ = token_loss(hidden, student.head, targets, torch.ones(len(targets)))
+                loss, _ = token_loss(hidden, weights(student.head), targets, torch.ones(len(targets)))
             assert loss.requires_grad
         finally:
             student.model = real

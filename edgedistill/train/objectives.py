@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import log_softmax, softmax
 
-CHUNK = 2**23  # logits held at once: 32 MB in fp32
+CHUNK = 2**24  # logits held at once: 32 MB in bf16
+ROWS = 2**20   # of them in fp32
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def token_loss(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, s
     """(the weighted sum of the tokens' losses, the cross-entropy of each token [N] without gradient).
 
     hidden [N, d], head [V, d], targets [N], weights [N]. What `soft` and `mentor` leave of a token's weight is its
-    cross-entropy. Under autocast the products are in its dtype, the rest in fp32.
+    cross-entropy. Products are in the dtype of hidden and head, the rest in fp32.
     """
     return _TokenLoss.apply(hidden, head, targets, weights, soft, mentor)
 
@@ -52,57 +53,58 @@ class _TokenLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor, soft: Soft | None,
                 mentor: Mentor | None) -> tuple[Tensor, Tensor]:
-        kind = hidden.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else head.dtype
-        hard = 1.0 - (soft.share if soft else 0) - (mentor.share if mentor else 0)
-        with torch.autocast(kind, enabled=False):
-            h, w = hidden.to(dtype), head.to(dtype)
-            entropy = torch.empty(len(h), device=h.device)
-            total = torch.zeros((), device=h.device)
-            grad_hidden = torch.empty_like(h)
-            grad_head: Tensor | None = None
-            size = max(1, CHUNK // len(w))
-            for part in (slice(at, at + size) for at in range(0, len(h), size)):
-                logits = (h[part] @ w.T).float()
-                weight, target = weights[part, None], targets[part, None]
-                normaliser = logits.logsumexp(1, keepdim=True)
-                entropy[part] = (normaliser - logits.gather(1, target))[:, 0]
-                loss = hard * entropy[part, None]
-                # p - target, the gradient of a cross-entropy whose target's mass is `mass`.
-                mass = hard
-                extra = None
-                if mentor:
-                    t = mentor.temperature
-                    theirs = log_softmax((mentor.hidden[part].to(dtype) @ mentor.head.to(dtype).T).float() / t, 1)
-                    ours = log_softmax(logits / t, 1)
-                    loss = loss + mentor.share * t * t * (theirs.exp() * (theirs - ours)).sum(1, keepdim=True)
-                    extra = (ours.exp_() - theirs.exp_()).mul_(mentor.share * t)
-                if soft:
-                    ids, probs = soft.ids[part], soft.probs[part]
-                    known = probs.sum(1, keepdim=True)
-                    cross = (probs * (normaliser - logits.gather(1, ids))).sum(1, keepdim=True)
-                    loss = loss + soft.share * (cross + torch.xlogy(probs, probs).sum(1, keepdim=True))
-                    mass = mass + soft.share * known
-                total += (weight * loss).sum()
-                # The token's weight goes into the exponent: one pass over the logits less.
-                grad = logits.sub_(normaliser - torch.log(weight * mass)).exp_()
-                grad.scatter_add_(1, target, -hard * weight)
-                if soft:
-                    grad.scatter_add_(1, ids, -soft.share * probs * weight)
-                if extra is not None:
-                    grad += extra.mul_(weight)
-                grad = grad.to(dtype)
-                grad_hidden[part] = grad @ w
-                piece = grad.T @ h[part]
-                grad_head = piece.float() if grad_head is None else grad_head.add_(piece)
-        ctx.save_for_backward(grad_hidden.to(hidden.dtype), grad_head)
+        entropy = torch.empty(len(hidden), device=hidden.device)
+        total = torch.zeros((), device=hidden.device)
+        grad_hidden, grad_head = torch.empty_like(hidden), None
+        size, rows = (max(1, numbers // len(head)) for numbers in (CHUNK, ROWS))
+        for at in range(0, len(hidden), size):
+            h = hidden[at:at + size]
+            logits = h @ head.T
+            for begin in range(0, len(h), rows):  # so few rows at a time that fp32 copies of them stay in the cache
+                piece = logits[begin:begin + rows]
+                part = slice(at + begin, at + begin + len(piece))
+                entropy[part], loss, grad = _rows(piece.float(), targets[part, None], part, soft, mentor)
+                total += (weights[part] * loss).sum()
+                piece.copy_(grad.mul_(weights[part, None]))
+            torch.mm(logits, head, out=grad_hidden[at:at + size])
+            piece = logits.T @ h
+            grad_head = piece if grad_head is None else grad_head.add_(piece)
+        ctx.save_for_backward(grad_hidden, grad_head)
         ctx.mark_non_differentiable(entropy)
         return total, entropy
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor, _: Tensor) -> tuple[Any, ...]:
         grad_hidden, grad_head = ctx.saved_tensors
+        scale = scale.to(grad_hidden.dtype)
         return grad_hidden * scale, grad_head * scale, None, None, None, None
+
+
+def _rows(logits: Tensor, target: Tensor, part: slice, soft: Soft | None, mentor: Mentor | None,
+          ) -> tuple[Tensor, Tensor, Tensor]:
+    """(cross-entropy [n], loss [n], gradient of the loss [n, V]) of logits [n, V] in fp32 and targets [n, 1]."""
+    probs = logits.softmax(1)
+    normaliser = logits.amax(1, keepdim=True) - probs.amax(1, keepdim=True).log_()
+    entropy = (normaliser - logits.gather(1, target))[:, 0]
+    hard = 1.0 - (soft.share if soft else 0) - (mentor.share if mentor else 0)
+    loss = hard * entropy
+    extra, mass = None, hard  # p - target is the gradient of a cross-entropy whose target's mass is `mass`
+    if mentor:
+        t = mentor.temperature
+        theirs = log_softmax((mentor.hidden[part].to(mentor.head.dtype) @ mentor.head.T).float() / t, 1)
+        ours = log_softmax(logits / t, 1)
+        loss = loss + mentor.share * t * t * (theirs.exp() * (theirs - ours)).sum(1)
+        extra = (ours.exp_() - theirs.exp_()).mul_(mentor.share * t)
+    if soft:
+        ids, given = soft.ids[part], soft.probs[part]
+        cross = given * (normaliser - logits.gather(1, ids)) + torch.xlogy(given, given)
+        loss = loss + soft.share * cross.sum(1)
+        mass = mass + soft.share * given.sum(1, keepdim=True)
+    grad = probs if soft is None and mass == 1 else probs.mul_(mass)
+    grad.scatter_add_(1, target, torch.full_like(target, -hard, dtype=grad.dtype))
+    if soft:
+        grad.scatter_add_(1, ids, -soft.share * given)
+    return entropy, loss, grad if extra is None else grad.add_(extra)
 
 
 def mutual_information(hidden: Tensor, head: Tensor, example: Tensor, pairs: Tensor) -> Tensor:

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,7 +24,8 @@ from transformers import (
 from edgedistill.edge.format import PREFIXES, Format
 from edgedistill.errors import UsageError
 from edgedistill.tasks.task import Task
-from edgedistill.train import reparam
+from edgedistill.train import packed, reparam, stacks
+from edgedistill.train.packed import Batch, Weights
 
 DECODERS = ("llama", "qwen2", "mistral")
 
@@ -61,7 +61,7 @@ class Student(ABC):
     """A model, its tokenizer and the format of its inputs. `rust` is the tokenizer that the device runs too."""
 
     family: str
-    overhead: int  # padded tokens that a micro-batch costs by itself: casts of gradients, zeroed embeddings
+    forward: Callable[..., Tensor]  # of stacks
 
     def __init__(self, model: Any, tokenizer: Any, format: Format | None = None) -> None:
         self.model, self.tokenizer, self.format = model, tokenizer, format
@@ -94,29 +94,17 @@ class Student(ABC):
         return Encoded(self.format.encode_source(self.rust, text, part, source), (branch,))
 
     @abstractmethod
-    def shape(self, row: Encoded) -> list[int]:
-        """The lengths that are padded each by itself when `row` stands among others."""
+    def tensors(self, rows: list[Encoded]) -> tuple[Batch, list[Branch]]:
+        """(what `hidden` reads, rows laid end to end without padding; the branches in the order of its output)."""
 
-    @abstractmethod
-    def tensors(self, rows: list[Encoded]) -> tuple[dict[str, Tensor], list[Branch]]:
-        """(padded tensors for `hidden`, the branches in the order of its output)."""
-
-    @abstractmethod
-    def hidden(self, batch: dict[str, Tensor], model: Any = None) -> Tensor:
+    def hidden(self, batch: Batch, model: Any = None, weights: Weights | None = None) -> Tensor:
         """[N, d]: the state before the head at each position that predicts a target token, branch by branch.
 
-        `model` is the student's own or a wrapper around it (data-parallel training).
+        `model` is the student's own or a wrapper around it (data-parallel training); `weights` has the dtype of the
+        products and of the result, else fp32.
         """
-
-    @contextmanager
-    def headless(self) -> Iterator[None]:
-        """Inside, the model's logits are its states before the head: logits are made for target tokens only."""
-        head = self.model.lm_head
-        self.model.lm_head = torch.nn.Identity()
-        try:
-            yield
-        finally:
-            self.model.lm_head = head
+        with stacks.forwarding(self.model, self.forward):
+            return (model or self.model)(batch=batch, weights=weights or Weights())
 
     @torch.no_grad()
     def generate(self, texts: list[str], part: str = "label", batch_size: int = 32,
@@ -169,95 +157,67 @@ class T5Student(Student):
     """Encoder-decoder: the source goes through the encoder once, each of its targets through the decoder."""
 
     family = "t5"
-    overhead = 150  # measured for t5-small's shape on 2 CPU threads
+    forward = staticmethod(stacks.t5)
 
-    def shape(self, row: Encoded) -> list[int]:
-        return [len(row.source), *map(len, row.branches)]
-
-    def tensors(self, rows: list[Encoded]) -> tuple[dict[str, Tensor], list[Branch]]:
-        batch = {"input_ids": _pad([row.source for row in rows], self.format.pad_id),
-                 "attention_mask": _pad([[1] * len(row.source) for row in rows], 0)}
-        order = []
-        # First targets in one call of the decoder, second ones in another: labels are not padded to rationales.
-        for slot in range(max(len(row.branches) for row in rows)):
-            its = [(i, row.branches[slot]) for i, row in enumerate(rows) if slot < len(row.branches)]
-            inputs = _pad([(b.opening + b.target)[:-1] for _, b in its], self.format.pad_id)
-            batch[f"decoder_{slot}"] = inputs
-            batch[f"row_{slot}"] = torch.tensor([i for i, _ in its])
-            batch[f"at_{slot}"] = torch.tensor([at * inputs.shape[1] + len(b.opening) - 1 + t
-                                                for at, (_, b) in enumerate(its) for t in range(len(b.target))])
-            order += [b for _, b in its]
+    def tensors(self, rows: list[Encoded]) -> tuple[Batch, list[Branch]]:
+        order = [branch for row in rows for branch in row.branches]
+        sources, targets = _places([len(row.source) for row in rows]), _places([len(branch) for branch in order])
+        taken = iter(targets)
+        each = [[token for _ in row.branches for token in next(taken)] for row in rows]  # all target tokens of a source
+        batch: Batch = {
+            "source_ids": torch.tensor([token for row in rows for token in row.source]),
+            "target_ids": torch.tensor([token for b in order for token in (b.opening + b.target)[:-1]]),
+            "at": torch.tensor([token for b, its in zip(order, targets, strict=True) for token in its[len(b.opening) - 1:]]),
+            "source": [], "target": [], "cross": []}
+        for group in packed.alike([len(row.source) for row in rows]):
+            keys = packed.side([sources[i] for i in group])
+            mask = packed.seen([len(sources[i]) for i in group], keys["index"].shape[1])
+            batch["source"].append({"q": keys, "k": keys, "mask": mask})
+            batch["cross"].append({"q": packed.side([each[i] for i in group]), "k": keys, "mask": mask})
+        for group in packed.alike([len(branch) for branch in order]):
+            own = packed.side([targets[i] for i in group])
+            batch["target"].append({"q": own, "k": own, "mask": packed.causal(own["index"].shape[1])})
         return batch, order
-
-    def hidden(self, batch: dict[str, Tensor], model: Any = None) -> Tensor:
-        slots = range(sum(name.startswith("at_") for name in batch))
-        ids = [batch["input_ids"], *(batch[f"decoder_{slot}"] for slot in slots)]
-        # One lookup for all: each would make a gradient of the whole embedding's size.
-        embedded = self.model.get_input_embeddings()(torch.cat([each.flatten() for each in ids]))
-        source, *targets = (each.view(*shape.shape, -1) for each, shape in zip(
-            embedded.split([each.numel() for each in ids]), ids, strict=True))
-        mask, states, found = batch["attention_mask"], None, []
-        with self.headless():
-            for slot in slots:
-                rows = batch[f"row_{slot}"]
-                given = {"inputs_embeds": source} if states is None else {"encoder_outputs": (states[rows],)}
-                out = (model or self.model)(**given, attention_mask=mask[rows], decoder_inputs_embeds=targets[slot],
-                                            use_cache=False)
-                states = out.encoder_last_hidden_state if states is None else states
-                found.append(out.logits.flatten(0, 1)[batch[f"at_{slot}"]])
-        return torch.cat(found)
 
 
 class DecoderStudent(Student):
     """Decoder-only: a source and its targets are one sequence, in which each target sees the source and itself only."""
 
     family = "decoder"
-    overhead = 40  # measured for SmolLM2-135M on 2 CPU threads
+    forward = staticmethod(stacks.llama)
 
-    def __init__(self, model: Any, tokenizer: Any, format: Format | None = None) -> None:
-        super().__init__(model, tokenizer, format)
-        model.set_attn_implementation("sdpa")  # the others add a mask of truth values to the scores
-
-    def shape(self, row: Encoded) -> list[int]:
-        return [len(row)]
-
-    def tensors(self, rows: list[Encoded]) -> tuple[dict[str, Tensor], list[Branch]]:
-        ids = _pad([row.source + [t for b in row.branches for t in (b.opening + b.target)[:-1]] for row in rows],
-                   self.format.pad_id)
-        width, at = ids.shape[1], []
-        for i, row in enumerate(rows):
+    def tensors(self, rows: list[Encoded]) -> tuple[Batch, list[Branch]]:
+        tokens, at = _places([len(row) for row in rows]), []
+        for row, its in zip(rows, tokens, strict=True):
             begin = len(row.source)
             for b in row.branches:
                 first = begin + len(b.opening) - 1  # without an opening the source's last token predicts
-                at += range(i * width + first, i * width + first + len(b.target))
+                at += its[first:first + len(b.target)]
                 begin += len(b)
-        batch = {"input_ids": ids, "at": torch.tensor(at)}
-        if any(len(row.branches) > 1 for row in rows):
-            # Whose token it is: 0 the source's, then the branches', at the end the padding's.
-            owner = _pad([[0] * len(row.source) + [n for n, b in enumerate(row.branches, 1) for _ in range(len(b))]
-                          for row in rows], 1 + max(len(row.branches) for row in rows))
-            sees = (owner[:, :, None] == owner[:, None]) | (owner[:, None] == 0)
-            batch["attention_mask"] = (sees & torch.ones(width, width, dtype=torch.bool).tril())[:, None]
-            batch["position_ids"] = _pad([[*range(len(row.source)), *(len(row.source) + t for b in row.branches
-                                                                     for t in range(len(b)))] for row in rows], 0)
+        batch: Batch = {
+            "ids": torch.tensor([token for row in rows for token in (*row.source, *(
+                t for b in row.branches for t in (b.opening + b.target)[:-1]))]),
+            "places": torch.tensor([place for row in rows for place in (*range(len(row.source)), *(
+                len(row.source) + t for b in row.branches for t in range(len(b))))]),
+            "at": torch.tensor(at), "rows": []}
+        for group in packed.alike([len(row) for row in rows]):
+            own = packed.side([tokens[i] for i in group])
+            width = own["index"].shape[1]
+            several = any(len(rows[i].branches) > 1 for i in group)
+            mask = packed.apart([_owners(rows[i]) for i in group], width) if several else packed.causal(width)
+            batch["rows"].append({"q": own, "k": own, "mask": mask})
         return batch, [b for row in rows for b in row.branches]
 
-    def hidden(self, batch: dict[str, Tensor], model: Any = None) -> Tensor:
-        # One branch a row is padded on the right: causal attention never sees the padding, so no mask is needed.
-        inputs = {name: value for name, value in batch.items() if name != "at"}
-        with self.headless():
-            return (model or self.model)(**inputs, use_cache=False).logits.flatten(0, 1)[batch["at"]]
+
+def _places(lengths: list[int]) -> list[range]:
+    """The numbers of each row's tokens where all rows lie end to end."""
+    ends = list(accumulate(lengths))
+    return [range(end - length, end) for end, length in zip(ends, lengths, strict=True)]
 
 
-@contextmanager
-def arithmetic(kind: str, bf16: bool) -> Iterator[None]:
-    """How a training step computes on a device: bf16 autocast where it can; on a CPU attention by plain products.
-
-    Its flash attention takes a fifth of SmolLM2's step there, mostly backwards: these sequences are short.
-    """
-    with torch.autocast(kind, torch.bfloat16, enabled=bf16), \
-            sdpa_kernel(SDPBackend.MATH) if kind == "cpu" else nullcontext():
-        yield
+def _owners(row: Encoded) -> list[int]:
+    """Whose each token is: 0 the source's, then the branches'."""
+    return [0] * len(row.source) + [n for n, b in enumerate(row.branches, 1) for _ in range(len(b))]
 
 
 def load(place: str | Path) -> Student:
@@ -277,6 +237,8 @@ def load(place: str | Path) -> Student:
             kind, auto = DecoderStudent, AutoModelForCausalLM
         else:
             raise UsageError(f"{place}: a {config.model_type} model; known families: t5, mt5, {', '.join(DECODERS)}")
+        if not stacks.supported(config):
+            raise UsageError(f"{place}: its activation function is not supported; known: {', '.join(packed.ACTIVATIONS)}")
         model = (reparam.restore(auto, config, place) if getattr(config, "edgedistill_ffn", None)
                  else auto.from_pretrained(place, dtype=torch.float32))
         # A folder's tokenizer.json says all; AutoTokenizer would put a Qwen2's own splitting in its place.

@@ -23,9 +23,10 @@ from transformers.integrations import get_available_reporting_integrations
 from edgedistill import defaults, machine, runs
 from edgedistill.errors import Error, UsageError, need
 from edgedistill.progress import Progress, say
-from edgedistill.train import dropout, objectives
+from edgedistill.train import objectives
 from edgedistill.train.batches import PARTS, Batcher
-from edgedistill.train.students import Student, arithmetic
+from edgedistill.train.packed import Batch, Weights
+from edgedistill.train.students import Student
 
 OPTIMIZERS = ("adamw8bit", "adamw", "adafactor")
 _FULL = ("file too large", "no space left", "disk quota", "writing file", "inline_container")  # torch's last one says no more
@@ -54,7 +55,7 @@ class Loss:
             share = (counts > 0).float()
         return share / share.sum() / counts.clamp_min(1e-9)
 
-    def __call__(self, hidden: Tensor, head: Tensor, batch: dict[str, Tensor], coefficients: Tensor,
+    def __call__(self, hidden: Tensor, head: Tensor, batch: Batch, coefficients: Tensor,
                  mentor_head: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(this micro-batch's share of the step's loss, its share of each part's mean cross-entropy [parts])."""
         weights = coefficients[batch["part"]] * batch["unit"]
@@ -75,8 +76,6 @@ class DistillTrainer(Trainer):
         self._evaluations, self._mentor_head = evaluations, mentor_head
         self._sums: dict[str, list[float]] = defaultdict(list)
         self.seen_tokens = 0
-        if args.device.type == "cpu":
-            dropout.quicken(student.model)
         super().__init__(model=student.model, args=args, train_dataset=range(batcher.steps),
                          eval_dataset=[0],  # required to be there; evaluate() below has the dev rows
                          optimizers=(optimizer, None))
@@ -97,7 +96,7 @@ class DistillTrainer(Trainer):
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
-                least = max(sum(self.student.shape(row)) for row in self.batcher.draw(inputs["indices"]))
+                least = max(map(len, self.batcher.draw(inputs["indices"])))
                 if self.batcher.batch_tokens <= least or self.accelerator.num_processes > 1:
                     raise Error(f"out of memory with micro-batches of {self.batcher.batch_tokens} tokens; give "
                                 "--gradient-checkpointing, --optimizer adafactor or a smaller student") from error
@@ -115,27 +114,25 @@ class DistillTrainer(Trainer):
         processes = self.accelerator.num_processes
         coefficients = self.loss.coefficients(counts)
         total, parts = torch.zeros((), device=self.args.device), torch.zeros_like(counts)
-        # One autocast for the whole step: its weights are cast once, not for each micro-batch. A backward pass inside it
-        # works in the types of its forward pass.
-        with arithmetic(self.args.device.type, self.bf16):
-            for i, batch in enumerate(micro):
-                batch = self._prepare_inputs(batch)
-                # Gradients are averaged over processes with the last micro-batch, hence the factor: sums are wanted.
-                last = i + 1 == len(micro)
-                with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                    hidden = self.student.hidden(model_inputs(batch), model)
-                    loss, part = self.loss(hidden, self.student.head, batch, coefficients, self._mentor_head)
-                    if self.loss.mutual_information and len(batch["pairs"]) and not inputs["idle"]:
-                        term = objectives.mutual_information(hidden, self.student.head, batch["example"], batch["pairs"])
-                        loss = loss + self.loss.mutual_information / len(inputs["indices"]) / processes * term
-                    if not torch.isfinite(loss):
-                        raise Error(f"the loss is not finite at step {self.state.global_step} ({loss.item():g}); lower "
-                                    "--learning-rate. The last checkpoint is kept")
-                    self.accelerator.backward(loss * processes)
-                total += loss.detach()
-                parts += part
-                self.seen_tokens += int(batch["input_ids"].numel() + sum(
-                    value.numel() for name, value in batch.items() if name.startswith("decoder_")))
+        weights = Weights(torch.bfloat16 if self.bf16 else torch.float32)
+        head = weights(self.student.head)
+        for i, batch in enumerate(micro):
+            batch = self._prepare_inputs(batch)
+            # Gradients are averaged over processes with the last micro-batch, hence the factor: sums are wanted.
+            last = i + 1 == len(micro)
+            with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
+                hidden = self.student.hidden(model_inputs(batch), model, weights)
+                loss, part = self.loss(hidden, head, batch, coefficients, weights(self._mentor_head))
+                if self.loss.mutual_information and len(batch["pairs"]) and not inputs["idle"]:
+                    term = objectives.mutual_information(hidden, head, batch["example"], batch["pairs"])
+                    loss = loss + self.loss.mutual_information / len(inputs["indices"]) / processes * term
+                if not torch.isfinite(loss):
+                    raise Error(f"the loss is not finite at step {self.state.global_step} ({loss.item():g}); lower "
+                                "--learning-rate. The last checkpoint is kept")
+                self.accelerator.backward(loss * processes)
+            total += loss.detach()
+            parts += part
+            self.seen_tokens += sum(len(value) for name, value in batch.items() if name.endswith("ids") and name != "soft_ids")
         parts = self.accelerator.reduce(parts, "sum") / counts.clamp_min(1e-9)
         for name, value, count in zip(PARTS, parts.tolist(), counts.tolist(), strict=True):
             if count:
@@ -201,7 +198,7 @@ def processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def model_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def model_inputs(batch: Batch) -> Batch:
     """What `Student.hidden` reads of a micro-batch."""
     ours = ("targets", "part", "unit", "example", "pairs", "soft_ids", "soft_probs", "mentor")
     return {name: value for name, value in batch.items() if name not in ours}

@@ -12,6 +12,7 @@ from edgedistill.errors import UsageError
 from edgedistill.tasks.data import Row
 from edgedistill.tasks.task import Answer, Task
 from edgedistill.train.objectives import token_loss
+from edgedistill.train.packed import Weights, mapped
 from edgedistill.train.students import Branch, Encoded, Student
 
 
@@ -33,8 +34,8 @@ def evaluations(card: Task, student: Student, dev: list[Row], ood: list[Row], ge
             found = {"accuracy": accuracy(dev, own)}
             if ood:
                 found["ood_accuracy"] = accuracy(ood, others)
-            if halves:
-                found["general_perplexity"] = _perplexity(student, halves)
+        if halves:
+            found["general_perplexity"] = _perplexity(student, halves, Weights(torch.bfloat16 if bf16 else torch.float32))
         return found
 
     return measure
@@ -61,15 +62,15 @@ def _general(place: str, student: Student) -> list[Encoded]:
 
 
 @torch.no_grad()
-def _perplexity(student: Student, rows: list[Encoded]) -> float:
+def _perplexity(student: Student, rows: list[Encoded], weights: Weights) -> float:
     training = student.model.training
     student.model.eval()
     total, tokens = 0.0, 0
     for at in range(0, len(rows), 16):
         batch, order = student.tensors(rows[at:at + 16])
         targets = torch.tensor([t for b in order for t in b.target], device=student.model.device)
-        hidden = student.hidden({name: value.to(student.model.device) for name, value in batch.items()})
-        loss, _ = token_loss(hidden, student.head, targets, torch.ones(len(targets), device=targets.device))
+        hidden = student.hidden(mapped(batch, lambda tensor: tensor.to(student.model.device)), weights=weights)
+        loss, _ = token_loss(hidden, weights(student.head), targets, torch.ones(len(targets), device=targets.device))
         total, tokens = total + loss.item(), tokens + len(targets)
     student.model.train(training)
     return float(torch.tensor(total / tokens).exp())
