@@ -62,6 +62,7 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     config, card = stage.config, job.card
     imports = machine.rss_mb()
     student = _student(job, config)
+    loaded = machine.rss_mb()
     texts = [card.question(row) for row in job.dev] + [t for q in job.questions for t in (q.text, *(
         each for target in q.targets() for each in (target.text, target.source) if each))]
     # Decoders have byte pieces for everything, and what they call unk is their end-of-text token.
@@ -120,10 +121,11 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
         f"learning rate {rate:g}, {plan.optimizer}, {'bf16' if bf16 else 'fp32'}"
         f"{', gradient checkpointing' if plan.checkpointing else ''}, {'GPU' if cuda else f'{job.threads} threads'}"
         + (f", {processes} processes" if processes > 1 else ""))
+    imports = round(imports + machine.rss_mb() - loaded, 1)  # what the trace and the Trainer brought
     predicted = plan.memory.peak / 1e6 + (0 if cuda else imports)
-    say(f"  memory    about {predicted:.0f} MB at most: parameters {plan.memory.parameters / 1e6:.0f}, gradients "
-        f"{plan.memory.gradients / 1e6:.0f}, optimizer {plan.memory.states / 1e6:.0f}, activations "
-        f"{plan.memory.kept / 1e6:.0f} (micro-batches of {plan.batch_tokens} tokens)"
+    say(f"  memory    about {predicted:.0f} MB at most: parameters {plan.memory.parameters / 1e6:.0f}, optimizer "
+        f"{plan.memory.states / 1e6:.0f}, gradients and activations {plan.memory.step / 1e6:.0f} (micro-batches of "
+        f"{plan.batch_tokens} tokens), beside them {plan.memory.beside / 1e6:.0f}"
         + ("" if cuda else f", libraries {imports:.0f}"))
     shown = {"parameters": student.parameters(), "predicted_memory_mb": round(predicted, 1), "memory": plan.memory.to_dict(),
              "imports_mb": imports, "batch_tokens": plan.batch_tokens, "optimizer": plan.optimizer,
@@ -265,7 +267,7 @@ def _plan(job: Job, config: dict[str, Any], student: Student, batcher: Batcher, 
     longest = sorted(rows, key=len, reverse=True)
     # The worst step: the longest rows that one can hold, two for each question where targets are apart.
     worst = longest[: max(1, round(size * len(rows) / len(batcher.ids)))]
-    seen: dict[tuple[int, bool], Any] = {}
+    seen: dict[tuple[int, bool], float] = {}
     # The mutual-information term holds all logits of a micro-batch and two tensors of their size.
     extra = 12.0 * batcher.batch_tokens * len(student.head) if config.get("mutual_information") else 0.0
     extra += sum(4.0 * each.numel() for each in batcher.mentor.values())
@@ -274,8 +276,8 @@ def _plan(job: Job, config: dict[str, Any], student: Student, batcher: Batcher, 
         groups = batcher.cut(worst, tokens)
         if (tokens, checkpointing) not in seen:
             largest = max(groups, key=lambda rows: sum(map(len, rows)))
-            seen[tokens, checkpointing] = memory.kept(student, largest, bf16, checkpointing)
-        return memory.predict(student, seen[tokens, checkpointing], optimizer, len(groups) > 1, extra)
+            seen[tokens, checkpointing] = memory.step(student, largest, bf16, checkpointing, len(groups) > 1)
+        return memory.predict(student, seen[tokens, checkpointing] + extra, optimizer, "cuda" if cuda else "cpu")
 
     first = config["optimizer"] or defaults.OPTIMIZER["cuda" if cuda else "cpu"]
     # Recomputing activations costs a third of the time: worth it where memory is short, which is on a GPU.

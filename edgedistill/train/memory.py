@@ -1,51 +1,51 @@
 """How much memory a training step takes, told before it is taken.
 
-Parameters, gradients and optimizer states are counted. What the forward pass keeps for the backward pass is traced: the
-step runs on tensors that have shapes but no memory, and every tensor that autograd saves is counted once. So the number
-follows the architecture, the precision and the savers without a formula for each.
+The step is traced: its forward and backward pass run on tensors that have shapes but no memory, and what lives at once is
+counted. So the number follows architecture, precision and savers without a formula for each. Optimizer states are counted.
 """
 
 from __future__ import annotations
 
 import copy
+import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from edgedistill.errors import UsageError
 from edgedistill.train.objectives import token_loss
 from edgedistill.train.packed import Weights, mapped
 from edgedistill.train.students import Encoded, Student
 
-# A CUDA context and its libraries (not measured here: no GPU), and what an allocator does not use of its blocks.
-CUDA_CONTEXT = 600e6
-SLACK = 1.05
+CUDA_CONTEXT = 600e6  # a context and its libraries; not measured here (no GPU)
+# What is resident beside it, as a share of the step. A GPU's allocator: not measured here. glibc's heap has holes: measured
+# for t5-small (benchmarks/LOG.md); with every block mapped by itself nothing is beside it, and a step takes twice as long.
+SLACK = {"cuda": 0.05, "cpu": 0.35}
+KERNELS = {"cuda": 0.0, "cpu": 77e6}  # oneDNN's: 128 of 600 KB (packed.py)
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. `kept` is what the forward pass of the largest micro-batch keeps, `work` the largest thing beside it."""
+    """Bytes. `step` is the most that lives at once of a step's own tensors: gradients, activations, weights in bf16.
+    `beside` is what else is resident."""
 
     parameters: float
-    gradients: float
     states: float
-    kept: float
-    work: float
-    several: bool  # gradients are there already when a later micro-batch runs
+    step: float
+    beside: float
 
     @property
     def peak(self) -> float:
-        """The largest of: the end of a forward pass, the end of a backward pass, the optimizer's step."""
-        fixed = self.parameters + self.states
-        forward = fixed + self.kept + (self.gradients if self.several else 0)
-        return SLACK * max(forward, fixed + self.gradients) + self.work
+        """All of it at once."""
+        return self.parameters + self.states + self.step + self.beside
 
     def to_dict(self) -> dict[str, float]:
         """In MB, for a result."""
-        return {**{name: round(value / 1e6, 1) for name, value in asdict(self).items() if name != "several"},
-                "peak": round(self.peak / 1e6, 1)}
+        return {**{name: round(value / 1e6, 1) for name, value in asdict(self).items()}, "peak": round(self.peak / 1e6, 1)}
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,9 @@ class Plan:
     memory: Memory
 
 
-def predict(student: Student, kept: tuple[float, float], optimizer: str, several: bool, extra: float = 0.0) -> Memory:
-    """The memory of steps whose largest micro-batch keeps `kept` (see there); `several` of them make a step."""
-    size = 4.0 * student.parameters()
-    return Memory(size, size, states(student.model, optimizer), kept[0], kept[1] + extra, several)
+def predict(student: Student, step: float, optimizer: str, device: str) -> Memory:
+    """The memory of a training on "cuda" or "cpu" whose largest step takes `step` bytes."""
+    return Memory(4.0 * student.parameters(), states(student.model, optimizer), step, SLACK[device] * step + KERNELS[device])
 
 
 def states(model: torch.nn.Module, optimizer: str) -> float:
@@ -78,28 +77,14 @@ def states(model: torch.nn.Module, optimizer: str) -> float:
     return total
 
 
-def kept(student: Student, micro: list[Encoded], bf16: bool, checkpointing: bool) -> tuple[float, float]:
-    """(bytes that autograd keeps of a micro-batch, bytes of the largest layer that is recomputed): traced, see above."""
-    whole = _traced(student, micro, bf16, False)
-    if not checkpointing:
-        return whole, 0.0
-    config = student.model.config
-    layers = config.num_hidden_layers + (getattr(config, "num_decoder_layers", 0) or 0)
-    return _traced(student, micro, bf16, True), whole / layers
+def step(student: Student, micro: list[Encoded], bf16: bool, checkpointing: bool, several: bool) -> float:
+    """The most bytes that live at once while a micro-batch goes forwards and backwards: traced, see above.
 
-
-def _traced(student: Student, micro: list[Encoded], bf16: bool, checkpointing: bool) -> float:
+    `several`: the gradients of an earlier one are there already.
+    """
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     batch, order = student.tensors(micro)
-    saved: dict[int, Any] = {}
-
-    def keep(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in own:
-            saved[storage._cdata] = storage
-        return tensor
-
     real = student.model
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         student.model = _twin(real, mode)
@@ -107,16 +92,47 @@ def _traced(student: Student, micro: list[Encoded], bf16: bool, checkpointing: b
             if checkpointing:
                 student.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             student.model.train()
-            own = {p.untyped_storage()._cdata for p in student.model.parameters()}
-            weights = Weights(torch.bfloat16 if bf16 else torch.float32)
-            with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-                hidden = student.hidden(mapped(batch, mode.from_tensor), weights=weights)
-                targets = torch.zeros(sum(len(b.target) for b in order), dtype=torch.long)
+            inputs = mapped(batch, mode.from_tensor)
+            targets = torch.zeros(sum(len(b.target) for b in order), dtype=torch.long)
+            with _Living(student.model.parameters()) as living:
+                if several:
+                    for parameter in student.model.parameters():
+                        parameter.grad = torch.zeros_like(parameter)
+                weights = Weights(torch.bfloat16 if bf16 else torch.float32)
+                hidden = student.hidden(inputs, weights=weights)
                 loss, _ = token_loss(hidden, weights(student.head), targets, torch.ones(len(targets)))
-            assert loss.requires_grad
+                loss.backward()
         finally:
             student.model = real
-    return float(sum(storage.nbytes() for storage in saved.values()))
+    return float(living.most)
+
+
+class _Living(TorchDispatchMode):
+    """Counts the bytes of tensors made inside that live at once."""
+
+    def __init__(self, others: Any) -> None:
+        super().__init__()
+        self.now, self.most = 0, 0
+        self._known = {each.untyped_storage()._cdata for each in others}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        return out
+
+    def _count(self, storage: Any) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key not in self._known:
+            self._known.add(key)
+            self.now += size
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._gone, key, size)
+
+    def _gone(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
 
 
 def _twin(model: Any, mode: Any) -> Any:
