@@ -661,6 +661,15 @@ def test_a_trimmed_student_says_what_it_said(make) -> None:
     assert torch.allclose(mine, theirs[:, kept], atol=1e-5)
 
 
+def test_rows_of_one_class_are_trained_and_said(folder: str, tmp_path: Path, capsys) -> None:
+    rows = [{"id": str(i), "input": f"Is {i} more than {i - 1}?", "label": "yes"} for i in range(24)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    result = train(folder, data=str(tmp_path / "rows.jsonl"), run=str(tmp_path / "run"), task="strategyqa", method="finetune",
+                   epochs=1, batch_size=8)
+    assert result["steps"] > 0 and result["losses"][-1]["label_loss"] > 0
+    assert "labels    all are 'yes'" in capsys.readouterr().err
+
+
 def test_without_hub_and_cache_tiny_takes_the_carved_student() -> None:
     from edgedistill.train import _choose
 

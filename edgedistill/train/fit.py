@@ -112,6 +112,9 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     say(f"  student   {job.why}: {student.parameters() / 1e6:.1f} M parameters, {len(student.tokenizer)} pieces")
     say(f"  method    {config['method']} on {len(job.questions)} questions, {with_rationale} with a rationale; "
         f"dev: {len(job.dev)} rows ({job.dev_name})")
+    labels = {q.label for q in job.questions}
+    if len(labels) == 1 and len(job.questions) > 1:
+        say(f"  labels    all are {str(next(iter(labels)))[:40]!r}: the student will learn to say that, whatever it is asked")
     if config["method"] == "reparam":
         say(f"  FFNs      thrown away; in the place of each a random linear chain of {config['factors']}, merged to one matrix "
             "after training")
