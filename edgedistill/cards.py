@@ -44,18 +44,22 @@ class Target:
     """A device card (`export/targets/*.toml`): which operators a class of CPU gets.
 
     `linear` is the int8 matrix product: "nbits" (MatMulNBits, weight blocks, needs dot-product instructions to be
-    fast) or "integer" (MatMulInteger with a scale for each token, decent on every CPU).
+    fast) or "integer" (MatMulInteger with a scale for each token, decent on every CPU). `encoder` is that of a T5's
+    encoder, which has many tokens at once: "integer" is two to three times as fast there, but saturates on an x86 CPU
+    without VNNI (research: onnxruntime's 16-bit sums).
     """
 
     name: str
     title: str
     linear: str
     threads: int
+    encoder: str = "nbits"
     note: str = ""
 
     def __post_init__(self) -> None:
-        if self.linear not in ("nbits", "integer"):
-            raise ValueError(f"linear = {self.linear!r} is neither nbits nor integer")
+        for key in ("linear", "encoder"):
+            if getattr(self, key) not in ("nbits", "integer"):
+                raise ValueError(f"{key} = {getattr(self, key)!r} is neither nbits nor integer")
 
 
 # Students that have a name. A hub id or a folder may stand instead; `carve:` students come from the embedded GGUF.

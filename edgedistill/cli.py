@@ -195,10 +195,13 @@ def evaluate(
 def export(
     student: Annotated[str | None, typer.Argument(help="Student folder (default: the run's).")] = None,
     int8: Annotated[bool, typer.Option("--int8", help="8-bit weights and products (the default).")] = False,
+    int4: Annotated[bool, typer.Option("--int4", help="4-bit weights where one token goes through.")] = False,
     fp32: Annotated[bool, typer.Option("--fp32", help="No quantisation.")] = False,
     run: Run = defaults.RUN,
     target: Annotated[str, typer.Option(help="Device card, or a path to one.")] = defaults.TARGET,
-    max_drop: Annotated[float, typer.Option(help="Points of dev accuracy that int8 may cost.")] = defaults.MAX_DROP,
+    max_drop: Annotated[float | None, typer.Option(help="Points of dev accuracy that quantising may cost (default: "
+                                                   + ", ".join(f"{name} {points:g}" for name, points in
+                                                               defaults.MAX_DROP.items()) + ").")] = None,
     overwrite: Overwrite = False, as_json: Json = False, list_: Listing = False,
 ) -> None:
     """The student becomes an ONNX bundle, checked against torch; exit 3 when a gate says no."""
@@ -206,9 +209,10 @@ def export(
         return _list_cards("target")
     from edgedistill.export import export as verb
 
-    if int8 and fp32:
-        raise UsageError("--int8 and --fp32 exclude each other; give one")
-    _show(verb(student, run=run, precision="fp32" if fp32 else defaults.PRECISION, target=target, max_drop=max_drop,
+    asked = [name for name, given in (("int8", int8), ("int4", int4), ("fp32", fp32)) if given]
+    if len(asked) > 1:
+        raise UsageError(f"--{asked[0]} and --{asked[1]} exclude each other; give one")
+    _show(verb(student, run=run, precision=asked[0] if asked else defaults.PRECISION, target=target, max_drop=max_drop,
                overwrite=overwrite), as_json)
 
 

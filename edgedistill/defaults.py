@@ -47,9 +47,13 @@ VOCABULARY = 4096            # pieces of a carved student: the corpus's own, the
 # export
 PRECISION = "int8"
 TARGET = "portable"
-MAX_DROP = 1.5               # points of dev accuracy that quantising may cost
-MIN_AGREEMENT = 0.99         # token agreement under which the attention's inputs are put back to fp32
-KEEP_HIGH = ("qkv",)         # their products: their errors go through an exponential (benchmarks/LOG.md)
+MAX_DROP = {"int8": 1.5, "int4": 3.0}        # points of dev accuracy that quantizing may cost
+MIN_AGREEMENT = {"int8": 0.99, "int4": 0.9}  # token agreement under which sensitive products are kept high
+# Which products, one set tried after the other. qkv's errors go through an exponential (benchmarks/LOG.md); the FFN's last
+# product has the largest activations.
+KEEP_HIGH = {"int8": ((), ("qkv",)),
+             "int4": ((), ("qkv", "cross_q"), ("qkv", "cross_q", "down", "wo"),
+                      ("qkv", "cross_q", "down", "wo", "o", "cross_o"))}
 PARITY_INPUTS = 50           # inputs on which the fp32 graph must repeat torch's greedy tokens
 
 # bench

@@ -89,11 +89,12 @@ T5_SHAPES = {"t5-small": {"d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers"
              "t5-base": {"d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12, "num_heads": 12}}
 
 
-def t5_shaped(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast | None = None, half: bool = False) -> Path:
+def t5_shaped(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast | None = None, half: bool = False,
+              vocabulary: int = 32128) -> Path:
     """A folder with the shape of T5_SHAPES: random parameters (60.5M, 222.9M), more rows than the tokenizer has pieces."""
     torch.manual_seed(0)
     model = T5ForConditionalGeneration(T5Config(
-        vocab_size=32128, feed_forward_proj="relu", tie_word_embeddings=True, decoder_start_token_id=0, pad_token_id=0,
+        vocab_size=vocabulary, feed_forward_proj="relu", tie_word_embeddings=True, decoder_start_token_id=0, pad_token_id=0,
         eos_token_id=1, **T5_SHAPES[name]))
     (model.half() if half else model).save_pretrained(folder)
     (tokenizer or t5_like_tokenizer()).save_pretrained(folder)

@@ -1,4 +1,8 @@
-"""The ONNX graphs of a bundle under onnxruntime: caches are bound once and updated in place."""
+"""The graphs of a bundle in onnxruntime: sessions, bound buffers, one call a token.
+
+A step's inputs and outputs are arrays that stay where they are: it reads them and writes its results, and a key-value cache
+as past and present, in place. So a token costs one call and no allocation of ours.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +15,9 @@ import onnxruntime as ort
 from edgedistill.errors import UsageError
 
 _QUIET = 3  # onnxruntime's severity "error"
+# After its work a session's threads look for more so long before they sleep: a step follows at once while a text is decoded,
+# but the encoder's threads must not be in the decoder's way, and between requests a device wants its cores back.
+_SPIN_US = "50"
 
 
 def open_graphs(folder: Path, graph: dict[str, Any], threads: int) -> Decoder | EncoderDecoder:
@@ -22,65 +29,82 @@ def open_graphs(folder: Path, graph: dict[str, Any], threads: int) -> Decoder | 
 
 
 def session(path: Path, threads: int) -> ort.InferenceSession:
-    """A session on the CPU with `threads` threads, which sleep rather than spin when they have nothing to do."""
+    """A session on the CPU with `threads` threads."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = _QUIET
-    # One token after the other keeps the threads busy; between requests a device wants its cores back.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-class _Cache:
-    """Key and value buffers [1, heads, max_length, size] of every layer, bound as past and as present."""
+class Step:
+    """A graph that takes one more token: `token` and `logprob` [1, 1], `logits` [1, 1, V], and the caches."""
 
-    def __init__(self, graph: dict[str, Any]) -> None:
-        shape = (1, graph["kv_heads"], graph["max_length"], graph["head_size"])
-        self.names = [f"{i}.{part}" for i in range(graph["layers"]) for part in ("key", "value")]
-        self.buffers = {name: ort.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32)) for name in self.names}
+    def __init__(self, opened: ort.InferenceSession, graph: dict[str, Any], **lengths: np.ndarray) -> None:
+        shapes = {each.name: each.shape for each in opened.get_outputs()}
+        if "token" not in shapes:
+            raise UsageError("the bundle was exported by an earlier edgedistill; export it again")
+        cache = (1, graph["kv_heads"], graph["max_length"], graph["head_size"])
+        self.session, self.lengths = opened, lengths
+        self.token, self.logprob = np.zeros((1, 1), np.int64), np.zeros((1, 1), np.float32)
+        self.logits = np.zeros(shapes["logits"], np.float32)
+        self.caches = {f"{i}.{part}": ort.OrtValue.ortvalue_from_numpy(np.zeros(cache, np.float32))
+                       for i in range(graph["layers"]) for part in ("key", "value")}
+        self.binding = self.bound()
+        # The token chosen is the next one read: one array.
+        self.binding.bind_ortvalue_input("input_ids", ort.OrtValue.ortvalue_from_numpy(self.token))
 
-    def bind(self, binding: ort.IOBinding) -> None:
-        for name, buffer in self.buffers.items():
-            binding.bind_ortvalue_input(f"past_{name}", buffer)
-            binding.bind_ortvalue_output(f"present_{name}", buffer)
+    def bound(self) -> ort.IOBinding:
+        """Everything but `input_ids` at its place."""
+        binding = self.session.io_binding()
+        for name, array in self.lengths.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array))
+        for name, cache in self.caches.items():
+            binding.bind_ortvalue_input(f"past_{name}", cache)
+            binding.bind_ortvalue_output(f"present_{name}", cache)
+        for name in ("token", "logprob", "logits"):
+            binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(getattr(self, name)))
+        return binding
+
+    def run(self) -> None:
+        """Reads `token`, writes `token`, `logprob` and `logits`."""
+        self.session.run_with_iobinding(self.binding)
 
 
 class Decoder:
     """A decoder-only graph: the prompt in one call, then one token a call."""
 
     def __init__(self, folder: Path, graph: dict[str, Any], threads: int) -> None:
-        self.session = session(folder / "model.onnx", threads)
         self.max_length = graph["max_length"]
-        self.cache = _Cache(graph)
-        self.binding = self.session.io_binding()
-        self.cache.bind(self.binding)
-        self.length = 0
+        self.last, self.total = np.zeros(1, np.int32), np.zeros((), np.int32)  # the last token's place, the tokens so far
+        self.state = Step(session(folder / "model.onnx", threads), graph, seqlens_k=self.last, total_length=self.total)
+        self.prompt = self.state.bound()
 
     def room(self, source: int, opening: int) -> int:
         """How many tokens may follow a source and an opening of these lengths."""
         return self.max_length - source - opening
 
     def start(self, source: list[int], opening: list[int]) -> np.ndarray:
-        """Logits [V] after the source and the opening, from an empty cache."""
-        if len(source) + len(opening) >= self.max_length:
+        """Logits [V] after the source and the opening, from an empty cache. The array is overwritten by the next step."""
+        tokens = source + opening
+        if len(tokens) >= self.max_length:
             raise UsageError(f"the input has {len(source)} tokens, this bundle takes at most "
                              f"{self.max_length - len(opening) - 1}")
-        self.length = 0
-        return self._run(source + opening)
+        self._at(len(tokens))
+        self.prompt.bind_cpu_input("input_ids", np.array([tokens], np.int64))
+        self.state.session.run_with_iobinding(self.prompt)
+        return self.state.logits[0, 0]
 
     def step(self, token: int) -> np.ndarray:
         """Logits [V] after one more token."""
-        return self._run([token])
+        self._at(int(self.total) + 1)
+        self.state.token[0, 0] = token
+        self.state.run()
+        return self.state.logits[0, 0]
 
-    def _run(self, tokens: list[int]) -> np.ndarray:
-        self.length += len(tokens)
-        self.binding.bind_cpu_input("input_ids", np.array([tokens], np.int64))
-        self.binding.bind_cpu_input("seqlens_k", np.array([self.length - 1], np.int32))
-        self.binding.bind_cpu_input("total_length", np.array(self.length, np.int32))
-        self.binding.bind_output("logits")
-        self.session.run_with_iobinding(self.binding)
-        return self.binding.get_outputs()[-1].numpy()[0, 0]
+    def _at(self, length: int) -> None:
+        self.last[0], self.total[()] = length - 1, length
 
 
 class EncoderDecoder:
@@ -88,12 +112,10 @@ class EncoderDecoder:
 
     def __init__(self, folder: Path, graph: dict[str, Any], threads: int) -> None:
         self.encoder = session(folder / "encoder.onnx", threads)
-        self.decoder = session(folder / "decoder.onnx", threads)
         self.max_length, self.max_input = graph["max_length"], graph["max_input"]
-        self.cache = _Cache(graph)
-        self.binding = self.decoder.io_binding()
-        self.cache.bind(self.binding)
-        self.length = 0
+        self.length = np.zeros(1, np.int32)
+        self.state = Step(session(folder / "decoder.onnx", threads), graph, past_length=self.length)
+        self.names = [f"cross_{name}" for name in self.state.caches]
 
     def room(self, source: int, opening: int) -> int:
         return self.max_length - opening + 1  # the last token's own step is not needed
@@ -103,21 +125,18 @@ class EncoderDecoder:
             raise UsageError(f"the input has {len(source)} tokens, this bundle takes at most {self.max_input}")
         cross = self.encoder.io_binding()
         cross.bind_cpu_input("input_ids", np.array([source], np.int64))
-        names = [f"cross_{name}" for name in self.cache.names]
-        for name in names:
+        for name in self.names:
             cross.bind_output(name)
         self.encoder.run_with_iobinding(cross)
-        for name, value in zip(names, cross.get_outputs(), strict=True):
-            self.binding.bind_ortvalue_input(name, value)
-        self.length = 0
+        for name, value in zip(self.names, cross.get_outputs(), strict=True):
+            self.state.binding.bind_ortvalue_input(name, value)
+        self.length[0] = 0
         for token in opening:
             logits = self.step(token)
         return logits
 
     def step(self, token: int) -> np.ndarray:
-        self.binding.bind_cpu_input("input_ids", np.array([[token]], np.int64))
-        self.binding.bind_cpu_input("past_length", np.array([self.length], np.int32))
-        self.binding.bind_output("logits")
-        self.decoder.run_with_iobinding(self.binding)
-        self.length += 1
-        return self.binding.get_outputs()[-1].numpy()[0, 0]
+        self.state.token[0, 0] = token
+        self.state.run()
+        self.length[0] += 1
+        return self.state.logits[0, 0]

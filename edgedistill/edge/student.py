@@ -80,12 +80,14 @@ class Student:
         limit = min(limit, self.graphs.room(len(source), len(opening)))
         ids: list[int] = []
         logprobs: list[float] = []
-        logits = self.graphs.start(source, opening)
+        logits, state = self.graphs.start(source, opening), self.graphs.state
         while True:
-            if len(ids) < min_new_tokens:
-                logits[self.format.eos_id] = -np.inf
-            token = int(logits.argmax())
-            logprobs.append(float(logits[token] - _log_sum_exp(logits)))
+            token, logprob = int(state.token[0, 0]), float(state.logprob[0, 0])
+            if token == self.format.eos_id and len(ids) < min_new_tokens:
+                end, logits[token] = float(logits[token]), -np.inf
+                token = int(logits.argmax())  # the next best one
+                logprob += float(logits[token]) - end
+            logprobs.append(logprob)
             if token == self.format.eos_id:
                 break
             ids.append(token)
@@ -94,7 +96,3 @@ class Student:
             logits = self.graphs.step(token)
         return Generated(ids, self.format.decode(self.tokenizer, ids), logprobs)
 
-
-def _log_sum_exp(logits: np.ndarray) -> float:
-    top = logits.max()
-    return float(top + np.log(np.exp(logits - top).sum()))

@@ -84,6 +84,18 @@ class Graph:
         self.nodes.append(helper.make_node(op, inputs, outputs, outputs[0], domain=domain, **attributes))
         return outputs[0] if len(outputs) == 1 else outputs
 
+    def choose(self, logits: str, vocabulary: int) -> None:
+        """The outputs of a step: `logits` [1, 1, V], the most probable `token` [1, 1] and its log-probability `logprob`."""
+        self.node("Identity", [logits], ["logits"])
+        self.node("ArgMax", [logits], ["token"], axis=-1, keepdims=0)
+        highest = self.node("ReduceMax", [logits, self.constant([-1])], keepdims=1)
+        shares = self.node("Exp", [self.node("Sub", [logits, highest])])
+        mass = self.node("ReduceSum", [shares, self.constant([-1])], keepdims=0)
+        self.node("Neg", [self.node("Log", [mass])], ["logprob"])
+        self.output("logits", np.float32, [1, 1, vocabulary])
+        self.output("token", np.int64, [1, 1])
+        self.output("logprob", np.float32, [1, 1])
+
     def save(self, path: Path) -> None:
         """Writes the graph; the weights are in their own file beside it."""
         graph = helper.make_graph(self.nodes, self.name, self.inputs, self.outputs, list(self.initializers.values()))

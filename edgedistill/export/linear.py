@@ -1,13 +1,14 @@
 """Matrix products in the precisions that a bundle can have.
 
-| precision | weight | product |
-|---|---|---|
-| fp32 | [K, N] float | MatMul |
-| int8, nbits | u8 blocks of a row with a scale each | MatMulNBits 8 bits, accuracy_level 4 (int8 activations per block) |
-| int8, integer | s8 [K, N], a scale for each column | MatMulInteger of u8 activations with a scale for each token |
+| form | weight | product | meant for |
+|---|---|---|---|
+| fp32 | [K, N] float | MatMul | the reference |
+| nbits, 8 bits | u8 blocks of a row with a scale each | MatMulNBits, accuracy_level 4: int8 activations per block | one token |
+| nbits, 4 bits | the same in 4 bits | the same | one token, half the bytes |
+| integer | s8 [K, N], a scale for each column | MatMulInteger of u8 activations, a scale for each token | many tokens |
 
-Both int8 forms scale each token by itself, so that a text's result does not depend on its neighbours. A product that is
-kept high has its int8 weights in the file but fp32 activations: onnxruntime unfolds the matrix when it loads.
+All but fp32 scale each token by itself, so that a text's result does not depend on its neighbours. A product that is kept
+high has 8 bits instead of 4, or int8 weights in the file but fp32 activations: onnxruntime unfolds the matrix when it loads.
 """
 
 from __future__ import annotations
@@ -16,33 +17,42 @@ import numpy as np
 
 from edgedistill.export.graph import DOMAIN, Graph
 
+BLOCKS = {8: (128, 64, 32, 16), 4: (64, 32, 16)}  # inputs that share a scale: the first that divides the matrix
+# Scales tried for a 4-bit block, as shares of the one that reaches its largest number: rounding the rest better can be worth
+# more than reaching it.
+SHARES = np.linspace(0.7, 1.05, 15)
+
 
 class Linear:
-    """Adds products with weight matrices to graphs, in one precision."""
+    """Adds products with weight matrices to graphs, in one form."""
 
-    def __init__(self, precision: str, form: str = "nbits", keep_high: tuple[str, ...] = ()) -> None:
-        """`precision` is "fp32" or "int8"; `form` is a target card's `linear`; names that end with one of `keep_high`
-        get fp32 activations."""
-        self.kind = "fp32" if precision == "fp32" else form
-        self.keep_high = keep_high
+    def __init__(self, form: str, bits: int = 8, keep_high: tuple[str, ...] = ()) -> None:
+        """`form` is "fp32", "nbits" or "integer"; `bits` those of "nbits"; names that end with one of `keep_high` are kept
+        high."""
+        self.form, self.bits, self.keep_high = form, bits, keep_high
 
     def matmul(self, g: Graph, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None = None) -> str:
         """x [..., K] times `weight` [N, K] (torch's layout) transposed, plus `bias` [N]."""
-        kept = self.kind != "fp32" and name.endswith(self.keep_high or ("\0",))
-        product = self._unfolded if kept else getattr(self, f"_{self.kind}")
-        y = product(g, x, name, weight.astype(np.float32))
+        weight = weight.astype(np.float32)
+        kept = self.form != "fp32" and name.endswith(self.keep_high or ("\0",))
+        if kept and not (self.form == "nbits" and self.bits == 4):
+            y = self._unfolded(g, x, name, weight)
+        elif self.form == "nbits":
+            y = self._nbits(g, x, name, weight, 8 if kept else self.bits)
+        else:
+            y = getattr(self, f"_{self.form}")(g, x, name, weight)
         return g.node("Add", [y, g.weight(f"{name}.bias", bias.astype(np.float32))]) if bias is not None else y
 
     def embed(self, g: Graph, ids: str, name: str, weight: np.ndarray) -> str:
-        """Rows of `weight` [V, K] for ids [...]."""
+        """Rows of `weight` [V, K] for ids [...], in 8 bits at least."""
         weight = weight.astype(np.float32)
-        if self.kind == "fp32":
+        if self.form == "fp32":
             return g.node("Gather", [g.weight(name, weight), ids])
-        if self.kind == "integer":
+        if self.form == "integer":
             values, scale = _per_row(weight)
             rows = g.node("Cast", [g.node("Gather", [g.weight(name, values), ids])], to=1)
             return g.node("Mul", [rows, g.node("Gather", [g.weight(f"{name}.scale", scale[:, None]), ids])])
-        values, scales, block = _blocks(weight)
+        values, scales, _ = _blocks(weight, 8)
         # MatMulNBits' layout [V, blocks, block] with zero point 128 serves the lookup too: stored once.
         rows = g.node("Cast", [g.node("Gather", [g.weight(name, values), ids])], to=1)
         centred = g.node("Sub", [rows, g.constant(128.0, np.float32)])
@@ -51,11 +61,12 @@ class Linear:
 
     def head(self, g: Graph, x: str, name: str, weight: np.ndarray) -> str:
         """Logits x [..., K] -> [..., V] with an embedding's own weight: the same bytes as `embed` stored."""
-        if self.kind == "nbits":
-            return self._nbits(g, x, name, weight.astype(np.float32))
-        if self.kind == "fp32":
-            return g.node("MatMul", [x, g.node("Transpose", [g.weight(name, weight.astype(np.float32))], perm=[1, 0])])
-        values, scale = _per_row(weight.astype(np.float32))
+        weight = weight.astype(np.float32)
+        if self.form == "nbits":
+            return self._nbits(g, x, name, weight, 8)
+        if self.form == "fp32":
+            return g.node("MatMul", [x, g.node("Transpose", [g.weight(name, weight)], perm=[1, 0])])
+        values, scale = _per_row(weight)
         transposed = g.node("Transpose", [g.weight(name, values)], perm=[1, 0])
         column = g.node("Reshape", [g.weight(f"{name}.scale", scale[:, None]), g.constant([-1])])
         return self._product(g, x, transposed, column)
@@ -63,11 +74,11 @@ class Linear:
     def _fp32(self, g: Graph, x: str, name: str, weight: np.ndarray) -> str:
         return g.node("MatMul", [x, g.weight(name, weight.T)])
 
-    def _nbits(self, g: Graph, x: str, name: str, weight: np.ndarray) -> str:
+    def _nbits(self, g: Graph, x: str, name: str, weight: np.ndarray, bits: int) -> str:
         n, k = weight.shape
-        values, scales, block = _blocks(weight)
+        values, scales, block = _blocks(weight, bits)
         return g.node("MatMulNBits", [x, g.weight(name, values), g.weight(f"{name}.scale", scales)], domain=DOMAIN,
-                      K=k, N=n, bits=8, block_size=block, accuracy_level=4)
+                      K=k, N=n, bits=bits, block_size=block, accuracy_level=4)
 
     def _integer(self, g: Graph, x: str, name: str, weight: np.ndarray) -> str:
         values, scale = _per_row(weight)
@@ -75,11 +86,11 @@ class Linear:
 
     def _unfolded(self, g: Graph, x: str, name: str, weight: np.ndarray) -> str:
         n, k = weight.shape
-        if self.kind == "integer":
+        if self.form == "integer":
             values, scale = _per_row(weight)
             matrix = g.node("Cast", [g.weight(name, values.T)], to=1)
             return g.node("MatMul", [x, g.node("Mul", [matrix, g.weight(f"{name}.scale", scale)])])
-        values, scales, _ = _blocks(weight)
+        values, scales, _ = _blocks(weight, 8)
         centred = g.node("Sub", [g.node("Cast", [g.weight(name, values)], to=1), g.constant(128.0, np.float32)])
         matrix = g.node("Mul", [centred, g.node("Unsqueeze", [g.weight(f"{name}.scale", scales), g.constant([-1])])])
         return g.node("MatMul", [x, g.node("Transpose", [g.node("Reshape", [matrix, g.constant([n, k])])], perm=[1, 0])])
@@ -91,11 +102,14 @@ class Linear:
             largest = g.node("ReduceMax", [g.node("Abs", [x]), g.constant([-1])], keepdims=1)
             row = g.node("Mul", [g.node("Max", [largest, g.constant(1e-8, np.float32)]),
                                  g.constant(np.float32(1 / 127), np.float32)])
-            shifted = g.node("Add", [g.node("Round", [g.node("Div", [x, row])]), g.constant(128.0, np.float32)])
-            g.shared[key] = (g.node("Cast", [shifted], to=2), row)
+            scale = g.node("Reshape", [row, g.constant([-1])])
+            if "zeros" not in g.shared:
+                g.shared["zeros"] = g.node("Expand", [g.constant([128], np.uint8), g.node("Shape", [scale])])
+            g.shared[key] = (g.node("QuantizeLinear", [x, scale, g.shared["zeros"]], axis=1), row)
         quantised, row = g.shared[key]
-        product = g.node("MatMulInteger", [quantised, weight, g.constant(128, np.uint8)])
-        return g.node("Mul", [g.node("Mul", [g.node("Cast", [product], to=1), row]), column])
+        product = g.node("MatMulIntegerToFloat", [quantised, weight, g.constant(1.0, np.float32), column,
+                                                  g.constant(128, np.uint8)], domain=DOMAIN)
+        return g.node("Mul", [product, row])
 
 
 def _per_row(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -105,13 +119,38 @@ def _per_row(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.round(weight / safe[:, None]).astype(np.int8), scale
 
 
-def _blocks(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """(u8 [N, K / block, block] with zero point 128, scales [N, K / block], block): the largest block that divides K."""
+def _blocks(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """(values [N, K / block, bytes], scales [N, K / block], block), the zero point in the middle of the range.
+
+    Of 4-bit values the first of a pair is in the low half of a byte.
+    """
     n, k = weight.shape
-    block = next((b for b in (128, 64, 32, 16) if k % b == 0), 0)
+    block = next((b for b in BLOCKS[bits] if k % b == 0), 0)
     if not block:
-        raise ValueError(f"a matrix with {k} inputs: 8-bit blocks need a multiple of 16")
+        raise ValueError(f"a matrix with {k} inputs: {bits}-bit blocks need a multiple of 16")
     blocks = weight.reshape(n, k // block, block)
-    scale = (np.abs(blocks).max(2) / 127).astype(np.float32)
-    safe = np.where(scale > 0, scale, 1)
-    return (np.round(blocks / safe[:, :, None]) + 128).astype(np.uint8), scale, block
+    if bits == 8:
+        scale = (np.abs(blocks).max(2) / 127).astype(np.float32)
+        safe = np.where(scale > 0, scale, 1)
+        return (np.round(blocks / safe[:, :, None]) + 128).astype(np.uint8), scale, block
+    values, scale = _four_bits(blocks)
+    return values[:, :, 0::2] | values[:, :, 1::2] << 4, scale, block
+
+
+def _four_bits(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(values 0..15 with zero point 8 [N, blocks, block], scales [N, blocks]) of the least squared error among SHARES.
+
+    -8 has no counterpart, so the scale has the sign that puts a block's largest number there.
+    """
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(2)[:, :, None], 2)[:, :, 0]
+    base = largest / -8
+    best = np.full(base.shape, np.inf, np.float32)
+    scales = base.astype(np.float32)
+    for share in SHARES:
+        scale = (base * share).astype(np.float32)
+        safe = np.where(scale == 0, 1, scale)[:, :, None]
+        error = np.square(np.clip(np.round(blocks / safe), -8, 7) * safe - blocks).sum(2)
+        better = error < best
+        best, scales = np.where(better, error, best), np.where(better, scale, scales)
+    safe = np.where(scales == 0, 1, scales)[:, :, None]
+    return (np.clip(np.round(blocks / safe), -8, 7) + 8).astype(np.uint8), scales

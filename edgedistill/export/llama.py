@@ -1,7 +1,7 @@
 """The Llama family (SmolLM2, Llama, Mistral, Qwen2 shapes) as one ONNX graph for prompt and decoding.
 
     input_ids [1, S], past_{i}.{key,value} [1, kv heads, P, head size], seqlens_k [1], total_length []
-    -> logits [1, 1, V] of the last token, present_{i}.{key,value}
+    -> of the last token logits [1, 1, V], token [1, 1], logprob [1, 1]; present_{i}.{key,value}
 
 The cache is updated in place when past and present are bound to the same buffer (GroupQueryAttention does so).
 """
@@ -68,12 +68,12 @@ def write(model: Any, folder: Path, linear: Linear, weights: Weights, max_length
         normed, residual = _norm(g, out, residual, state[following], "norm" if last else f"layers.{i + 1}.norm1", epsilon)
     # Only the last token's logits are wanted: slice before the head, the largest matrix.
     final = g.node("Slice", [normed, g.constant([-1]), g.constant([2**31 - 1]), g.constant([1])])
+    g.shared.clear()  # made for as many tokens as the prompt has
     if config.tie_word_embeddings:
         logits = linear.head(g, final, "embed", state["model.embed_tokens.weight"])
     else:
         logits = linear.matmul(g, final, "head", state["lm_head.weight"])
-    g.node("Identity", [logits], ["logits"])
-    g.output("logits", np.float32, [1, 1, config.vocab_size])
+    g.choose(logits, config.vocab_size)
     g.save(folder / "model.onnx")
     return {"layers": config.num_hidden_layers, "kv_heads": kv, "head_size": size, "max_length": max_length}
 

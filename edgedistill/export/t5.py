@@ -2,7 +2,7 @@
 
     encoder.onnx: input_ids [1, S] -> cross_{i}.{key,value} [1, heads, S, head size] of every decoder layer
     decoder.onnx: input_ids [1, 1], past_length [1], past_{i}.{key,value} [1, heads, L, head size], cross_...
-                  -> logits [1, 1, V], present_{i}.{key,value}
+                  -> logits [1, 1, V], token [1, 1], logprob [1, 1], present_{i}.{key,value}
 
 The decoder's cache is updated in place (past and present are one buffer), from an empty one on.
 """
@@ -21,25 +21,29 @@ from edgedistill.export.linear import Linear
 from edgedistill.train import reparam
 
 
-def write(model: Any, folder: Path, linear: Linear, weights: Weights, max_input: int, max_length: int) -> dict[str, Any]:
-    """Writes both graphs for inputs of up to `max_input` and outputs of up to `max_length` tokens."""
+def write(model: Any, folder: Path, many: Linear, one: Linear, weights: Weights, max_input: int,
+          max_length: int) -> dict[str, Any]:
+    """Writes both graphs for inputs of up to `max_input` and outputs of up to `max_length` tokens.
+
+    `many` makes the encoder's products, `one` the decoder's and the embedding that both read.
+    """
     config = model.config
     if config.dense_act_fn not in ("relu", "gelu_new"):
         raise UsageError(f"export: a T5 with {config.dense_act_fn} activation is not supported")
     state = {name: tensor.detach().float().numpy() for name, tensor in model.state_dict().items()}
     state |= reparam.matrices(model)
     heads, size = config.num_heads, config.d_kv
-    _encoder(Graph("encoder", weights), folder, state, config, linear, max_input, _bias_table(model.encoder, max_input))
-    _decoder(Graph("decoder", weights), folder, state, config, linear, max_length,
+    _encoder(Graph("encoder", weights), folder, state, config, many, one, max_input, _bias_table(model.encoder, max_input))
+    _decoder(Graph("decoder", weights), folder, state, config, one, max_length,
              _bias_table(model.decoder, max_length))
     return {"layers": config.num_decoder_layers, "kv_heads": heads, "head_size": size, "max_length": max_length,
             "max_input": max_input}
 
 
-def _encoder(g: Graph, folder: Path, state: dict[str, np.ndarray], config: Any, linear: Linear, max_input: int,
-             table: np.ndarray) -> None:
+def _encoder(g: Graph, folder: Path, state: dict[str, np.ndarray], config: Any, linear: Linear, embedding: Linear,
+             max_input: int, table: np.ndarray) -> None:
     ids = g.input("input_ids", np.int64, [1, "S"])
-    x = linear.embed(g, ids, "embed", state["shared.weight"])
+    x = embedding.embed(g, ids, "embed", state["shared.weight"])
     length = g.node("Gather", [g.node("Shape", [ids]), g.constant(1)])
     positions = g.node("Range", [g.constant(0), length, g.constant(1)])
     # distance[i, j] = j - i, moved to 0 .. 2 * max_input - 2: a row of the table for each.
@@ -109,8 +113,7 @@ def _decoder(g: Graph, folder: Path, state: dict[str, np.ndarray], config: Any, 
         logits = linear.head(g, final, "embed", state["shared.weight"])
     else:
         logits = linear.matmul(g, final, "head", state["lm_head.weight"])
-    g.node("Identity", [logits], ["logits"])
-    g.output("logits", np.float32, [1, 1, config.vocab_size])
+    g.choose(logits, config.vocab_size)
     g.save(folder / "decoder.onnx")
 
 
