@@ -223,13 +223,16 @@ def run(
     file: Annotated[str | None, typer.Option(help="A file of rows instead.")] = None,
     column: Columns = None,
     explain: Annotated[bool, typer.Option("--explain", help="Decode the rationale too.")] = False,
+    vote: Annotated[int, typer.Option(help="Samples whose most frequent value wins.")] = 1,
+    abstain: Annotated[float, typer.Option(help="The confidence below which there is no answer.")] = 0.0,
     threads: Threads = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line.")] = False,
 ) -> None:
     """A bundle answers on the device; neither torch nor transformers is needed."""
     from edgedistill.run import run as verb
 
-    verb(bundle, text, file=file, column=_columns(column), explain=explain, as_json=as_json, threads=threads)
+    verb(bundle, text, file=file, column=_columns(column), explain=explain, vote=vote, abstain=abstain, as_json=as_json,
+         threads=threads)
 
 
 @app.command()

@@ -56,5 +56,8 @@ KEEP_HIGH = {"int8": ((), ("qkv",)),
                       ("qkv", "cross_q", "down", "wo", "o", "cross_o"))}
 PARITY_INPUTS = 50           # inputs on which the fp32 graph must repeat torch's greedy tokens
 
+# run
+VOTE_TEMP = 0.7              # of the samples that vote
+
 # bench
 BENCH_RUNS = 30

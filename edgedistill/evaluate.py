@@ -97,7 +97,7 @@ def _subject(place: str, card: Task, threads: int, asking: tuple[str | None, str
             progress = Progress("eval", len(rows), "rows")
             texts = []
             for row in rows:
-                texts.append(student.format.split(student.generate(card.question(row)).text)[1])
+                texts.append(student.answer(card.question(row), choices=row.choices).text)
                 progress.advance()
             return texts
 

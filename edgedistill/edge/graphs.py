@@ -67,6 +67,15 @@ class Step:
             binding.bind_ortvalue_output(name, ort.OrtValue.ortvalue_from_numpy(getattr(self, name)))
         return binding
 
+    def keep(self) -> None:
+        """Remembers what was written, for `rewind`."""
+        self._kept = [each.copy() for each in (self.token, self.logprob, self.logits, *self.lengths.values())]
+
+    def rewind(self) -> None:
+        """As it was at `keep`. What later steps wrote into the caches lies behind the lengths and is written again."""
+        for each, kept in zip((self.token, self.logprob, self.logits, *self.lengths.values()), self._kept, strict=True):
+            each[...] = kept
+
     def run(self) -> None:
         """Reads `token`, writes `token`, `logprob` and `logits`."""
         self.session.run_with_iobinding(self.binding)
@@ -80,6 +89,7 @@ class Decoder:
         self.last, self.total = np.zeros(1, np.int32), np.zeros((), np.int32)  # the last token's place, the tokens so far
         self.state = Step(session(folder / "model.onnx", threads), graph, seqlens_k=self.last, total_length=self.total)
         self.prompt = self.state.bound()
+        self.logits = self.state.logits[0, 0]
 
     def room(self, source: int, opening: int) -> int:
         """How many tokens may follow a source and an opening of these lengths."""
@@ -94,14 +104,15 @@ class Decoder:
         self._at(len(tokens))
         self.prompt.bind_cpu_input("input_ids", np.array([tokens], np.int64))
         self.state.session.run_with_iobinding(self.prompt)
-        return self.state.logits[0, 0]
+        self.state.keep()
+        return self.logits
 
     def step(self, token: int) -> np.ndarray:
         """Logits [V] after one more token."""
         self._at(int(self.total) + 1)
         self.state.token[0, 0] = token
         self.state.run()
-        return self.state.logits[0, 0]
+        return self.logits
 
     def _at(self, length: int) -> None:
         self.last[0], self.total[()] = length - 1, length
@@ -116,6 +127,7 @@ class EncoderDecoder:
         self.length = np.zeros(1, np.int32)
         self.state = Step(session(folder / "decoder.onnx", threads), graph, past_length=self.length)
         self.names = [f"cross_{name}" for name in self.state.caches]
+        self.logits = self.state.logits[0, 0]
 
     def room(self, source: int, opening: int) -> int:
         return self.max_length - opening + 1  # the last token's own step is not needed
@@ -132,11 +144,12 @@ class EncoderDecoder:
             self.state.binding.bind_ortvalue_input(name, value)
         self.length[0] = 0
         for token in opening:
-            logits = self.step(token)
-        return logits
+            self.step(token)
+        self.state.keep()
+        return self.logits
 
     def step(self, token: int) -> np.ndarray:
         self.state.token[0, 0] = token
         self.state.run()
         self.length[0] += 1
-        return self.state.logits[0, 0]
+        return self.logits

@@ -1,31 +1,37 @@
-"""A bundle as a student that answers: tokenise, decode greedily, parse."""
+"""A bundle as a student that answers: tokenise, decode or score, parse."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from edgedistill.edge import bundle
+from edgedistill import defaults
+from edgedistill.edge import bundle, decide
 from edgedistill.edge.format import Format
 from edgedistill.edge.graphs import open_graphs
 from edgedistill.errors import UsageError
+from edgedistill.tasks.metrics import majority
 from edgedistill.tasks.task import Task
 
 
 @dataclass(frozen=True)
 class Answer:
-    """`value` is None where the text states no answer. `confidence` is the probability that the model gave to the
-    text (product over its tokens), not a calibrated one."""
+    """`value` is None where the text states no answer, or less confidently than asked for.
+
+    `confidence` is the share of right answers to expect where the bundle was calibrated on dev rows, else the probability
+    that the model gave to the text, or to the choice among the choices. `votes` is the share of samples for the value.
+    """
 
     text: str
     value: str | None
     confidence: float
     rationale: str | None = None
+    votes: float | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ class Student:
         self.manifest, self.tokenizer, self.graphs = manifest, tokenizer, graphs
         self.format = Format.from_dict(manifest["format"])
         self.task = Task.from_dict(self.format.task) if self.format.task else None
+        self._arithmetic: decide.Arithmetic | None = None
 
     @classmethod
     def load(cls, folder: str | Path, threads: int | None = None) -> Student:
@@ -59,40 +66,105 @@ class Student:
             reason = " ".join(str(error).split())[:160]
             raise UsageError(f"{folder}: cannot be opened ({reason}); export the bundle again") from error
 
-    def answer(self, text: str, explain: bool = False, choices: tuple[str, ...] = ()) -> Answer:
-        """The answer to one question; with `explain` its rationale too, decoded by the rationale prefix."""
-        out = self.generate(text)
-        rationale, stated = self.format.split(out.text)
-        parsed = self.task.parse(stated, choices) if self.task else None
+    def answer(self, text: str, explain: bool = False, choices: tuple[str, ...] = (), vote: int = 1, abstain: float = 0.0,
+               seed: int = 0) -> Answer:
+        """The answer to one question; with `explain` its rationale too, decoded by the rationale prefix.
+
+        Choices are scored in one pass, equations hold nothing but arithmetic. `vote` samples are drawn and the most frequent
+        value wins. Below the confidence `abstain` there is no value.
+        """
+        if vote > 1:
+            found = self._vote(text, choices, vote, seed)
+        else:
+            options = self._options(choices)
+            found = self._scored(text, options) if options else self._written(text, choices)
+        rationale = found.rationale
         if explain and rationale is None:
             rationale = self.generate(text, part="rationale").text
-        return Answer(parsed.text if parsed else out.text, parsed.value if parsed else None,
-                      math.exp(sum(out.logprobs)), rationale if explain else None)
+        confidence = decide.calibrated(found.confidence, self.manifest.get("calibration"))
+        return replace(found, confidence=confidence, rationale=rationale if explain else None,
+                       value=found.value if confidence >= abstain else None)
 
-    def generate(self, text: str, max_new_tokens: int | None = None, min_new_tokens: int = 0,
-                 part: str = "label") -> Generated:
-        """Greedy decoding of `part` ("label" or "rationale")."""
+    def _options(self, choices: tuple[str, ...]) -> dict[str, list[int]]:
+        """The choices that a label may be, with their tokens; none where the task has none, or they cannot be scored."""
+        if not self.task or self.task.kind != "choice" or self.format.chain:
+            return {}
+        options = {each: self.format.encode_target(self.tokenizer, each, "label") for each in choices or self.task.choices}
+        # Two that are cut to the same tokens cannot be told apart.
+        return options if len(set(map(tuple, options.values()))) == len(options) else {}
+
+    def _scored(self, text: str, options: dict[str, list[int]]) -> Answer:
+        self._start(text, "label")
+        which, probability = decide.choose(self.graphs, list(options.values()))
+        chosen = list(options)[which]
+        return Answer(chosen, self.task.parse(chosen, tuple(options)).value, probability)
+
+    def _written(self, text: str, choices: tuple[str, ...]) -> Answer:
+        out = self.generate(text, grammar=self._grammar())
+        return self._parsed(out.text, math.exp(sum(out.logprobs)), choices)
+
+    def _parsed(self, text: str, confidence: float, choices: tuple[str, ...]) -> Answer:
+        rationale, stated = self.format.split(text)
+        parsed = self.task.parse(stated, choices) if self.task else None
+        return Answer(parsed.text if parsed else text, parsed.value if parsed else None, confidence, rationale)
+
+    def _grammar(self) -> decide.Arithmetic | None:
+        """For plain equations whose signs the tokenizer has: none of them is escaped."""
+        if not self.task or self.task.kind != "equation" or self.format.chain or set(self.format.escapes) & set("+-*/()., "):
+            return None
+        if self._arithmetic is None:
+            pieces = ((i, piece) for piece, i in self.tokenizer.get_vocab().items())
+            self._arithmetic = decide.Arithmetic(pieces, self.format.eos_id)
+        self._arithmetic.state = decide.Arithmetic.BEGIN
+        return self._arithmetic
+
+    def _vote(self, text: str, choices: tuple[str, ...], samples: int, seed: int) -> Answer:
+        random = np.random.default_rng(seed)
+        limit = self._start(text, "label")
+        found = []
+        for _ in range(samples):
+            self.graphs.state.rewind()
+            out = self._decode(limit, grammar=self._grammar(), random=random)
+            found.append(self._parsed(out.text, math.exp(sum(out.logprobs)), choices))
+        winner = majority([each.value for each in found])
+        its = [each for each in found if each.value == winner]
+        return replace(max(its, key=lambda each: each.confidence), votes=len(its) / samples)
+
+    def generate(self, text: str, max_new_tokens: int | None = None, min_new_tokens: int = 0, part: str = "label",
+                 grammar: decide.Arithmetic | None = None) -> Generated:
+        """Greedy decoding of `part` ("label" or "rationale"), of what `grammar` allows."""
+        return self._decode(self._start(text, part, max_new_tokens), min_new_tokens, grammar)
+
+    def _start(self, text: str, part: str, limit: int | None = None) -> int:
+        """Reads the question; returns how many tokens the output may have."""
         if not text.strip():
             raise UsageError("the text is empty; give a question")
         source = self.format.encode_source(self.tokenizer, text, part)
-        limit = max_new_tokens or self.format.max_new_tokens(part)
         opening = self.format.opening(self.tokenizer, part)
-        limit = min(limit, self.graphs.room(len(source), len(opening)))
+        self.graphs.start(source, opening)
+        return min(limit or self.format.max_new_tokens(part), self.graphs.room(len(source), len(opening)))
+
+    def _decode(self, limit: int, min_new_tokens: int = 0, grammar: decide.Arithmetic | None = None,
+                random: np.random.Generator | None = None) -> Generated:
+        logits, state, end = self.graphs.logits, self.graphs.state, self.format.eos_id
         ids: list[int] = []
         logprobs: list[float] = []
-        logits, state = self.graphs.start(source, opening), self.graphs.state
         while True:
-            token, logprob = int(state.token[0, 0]), float(state.logprob[0, 0])
-            if token == self.format.eos_id and len(ids) < min_new_tokens:
-                end, logits[token] = float(logits[token]), -np.inf
-                token = int(logits.argmax())  # the next best one
-                logprob += float(logits[token]) - end
-            logprobs.append(logprob)
-            if token == self.format.eos_id:
+            best = token = int(state.token[0, 0])
+            if random is not None:
+                allowed = None if grammar is None else grammar.ids[[grammar.allows(int(i)) for i in grammar.ids]]
+                token = decide.sample(logits, defaults.VOTE_TEMP, random, allowed if allowed is None or len(allowed) else None)
+            elif grammar is not None and not grammar.allows(token):
+                token = grammar.pick(logits)
+            elif token == end and len(ids) < min_new_tokens:
+                token = int(np.where(np.arange(len(logits)) == end, -np.inf, logits).argmax())  # the next best one
+            logprobs.append(float(state.logprob[0, 0] + logits[token] - logits[best]))
+            if token == end:
                 break
             ids.append(token)
             if len(ids) >= limit:
                 break
-            logits = self.graphs.step(token)
+            if grammar is not None:
+                grammar.take(token)
+            self.graphs.step(token)
         return Generated(ids, self.format.decode(self.tokenizer, ids), logprobs)
-

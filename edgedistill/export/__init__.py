@@ -115,7 +115,7 @@ def _export(stage: runs.Stage, folder: Path, target: Target, trained: dict[str, 
         "seconds": stage.seconds()}
     final = stage.path / "bundle"
     shutil.rmtree(final, ignore_errors=True)
-    _describe(ready, result, trained)
+    _describe(ready, result, trained, _calibration(Edge.load(ready, machine.cores()), dev))
     ready.rename(final)
     for part in stage.path.glob("*.part"):
         shutil.rmtree(part)
@@ -171,11 +171,22 @@ def _linears(precision: str, target: Target, keep_high: tuple[str, ...]) -> tupl
     return Linear("integer", 8) if target.encoder == "integer" else four, four
 
 
-def _describe(folder: Path, result: dict[str, Any], trained: dict[str, Any] | None) -> None:
+def _calibration(edge: Any, dev: list[Row]) -> dict[str, float] | None:
+    """How confidences become shares of right answers, from the dev rows; None where they are too few or all alike."""
+    from edgedistill.edge import decide
+
+    answers = [edge.answer(edge.task.question(row), choices=row.choices) for row in dev]
+    return decide.fit([answer.confidence for answer in answers], [
+        edge.task.same(edge.task.parse(answer.text, row.choices), edge.task.label(row))
+        for answer, row in zip(answers, dev, strict=True)])
+
+
+def _describe(folder: Path, result: dict[str, Any], trained: dict[str, Any] | None,
+              calibration: dict[str, float] | None) -> None:
     """Adds the numbers to the manifest and writes the bundle's README."""
     manifest = runs.read_json(folder / bundle.MANIFEST)
     keys = ("fp32_accuracy", "accuracy", "accuracy_rows", "token_agreement", "kept_high", "created", "commit", "versions")
-    manifest |= {key: result[key] for key in keys}
+    manifest |= {**{key: result[key] for key in keys}, "calibration": calibration}
     if trained:
         manifest["student"] = {k: trained["result"][k] for k in ("method", "student", "task", "parameters", "questions")}
     task = (manifest["format"]["task"] or {}).get("name")
