@@ -47,7 +47,14 @@ class Format:
     def from_dict(cls, data: dict[str, Any]) -> Format:
         """Reads what `to_dict` wrote; keys of later versions are ignored. Raises `KeyError` or `TypeError`."""
         later = ("shared", "chain", "escapes")  # not in what earlier versions wrote
-        return cls(**{f.name: data[f.name] for f in fields(cls) if f.name in data or f.name not in later})
+        found = {f.name: data[f.name] for f in fields(cls) if f.name in data or f.name not in later}
+        for f in fields(cls):
+            kind = {"str": str, "int": int, "bool": bool}.get(f.type, (dict, type(None)))
+            if f.name in found and (not isinstance(found[f.name], kind) or kind is int and not -1 <= found[f.name] < 2**31):
+                raise TypeError(f"{f.name} is {str(found[f.name])[:40]!r}")
+        if not all(isinstance(each, str) and each for pair in found.get("escapes", {}).items() for each in pair):
+            raise TypeError("escapes are not all texts")
+        return cls(**found)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

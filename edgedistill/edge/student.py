@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from edgedistill import defaults
 from edgedistill.edge import bundle, decide
 from edgedistill.edge.format import Format
 from edgedistill.edge.graphs import open_graphs
-from edgedistill.errors import UsageError
+from edgedistill.errors import Error, UsageError
 from edgedistill.tasks.metrics import majority
 from edgedistill.tasks.task import Task
 
@@ -73,11 +75,12 @@ class Student:
         Choices are scored in one pass, equations hold nothing but arithmetic. `vote` samples are drawn and the most frequent
         value wins. Below the confidence `abstain` there is no value.
         """
-        if vote > 1:
-            found = self._vote(text, choices, vote, seed)
-        else:
-            options = self._options(choices)
-            found = self._scored(text, options) if options else self._written(text, choices)
+        with _broken():
+            if vote > 1:
+                found = self._vote(text, choices, vote, seed)
+            else:
+                options = self._options(choices)
+                found = self._scored(text, options) if options else self._written(text, choices)
         rationale = found.rationale
         if explain and rationale is None:
             rationale = self.generate(text, part="rationale").text
@@ -133,7 +136,8 @@ class Student:
     def generate(self, text: str, max_new_tokens: int | None = None, min_new_tokens: int = 0, part: str = "label",
                  grammar: decide.Arithmetic | None = None) -> Generated:
         """Greedy decoding of `part` ("label" or "rationale"), of what `grammar` allows."""
-        return self._decode(self._start(text, part, max_new_tokens), min_new_tokens, grammar)
+        with _broken():
+            return self._decode(self._start(text, part, max_new_tokens), min_new_tokens, grammar)
 
     def _start(self, text: str, part: str, limit: int | None = None) -> int:
         """Reads the question; returns how many tokens the output may have."""
@@ -168,3 +172,15 @@ class Student:
                 grammar.take(token)
             self.graphs.step(token)
         return Generated(ids, self.format.decode(self.tokenizer, ids), logprobs)
+
+
+@contextmanager
+def _broken() -> Iterator[None]:
+    """What a graph or a tokenizer fails with while it runs, as an error of ours: they raise kinds of their own."""
+    try:
+        yield
+    except Error:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160]
+        raise Error(f"the bundle fails while it runs ({type(error).__name__}: {reason}); export it again") from error
