@@ -124,9 +124,72 @@ def train() -> str:
     return "\n".join(lines)
 
 
+def methods() -> str:
+    """The methods at equal trained tokens on SVAMP, from `results/svamp-methods/`."""
+    folder = RESULTS / "svamp-methods"
+    tests = {path.stem.removesuffix("_test"): _json(path) for path in folder.glob("*_test.json")}
+    if not tests:
+        return ""
+    trained = {name: _json(folder / f"{name}_train.json") for name in tests}
+    lines = ["SVAMP's 720 training rows with PaLM's rationales, SmolLM2-135M (and 16 of its 30 layers), one seed, the tokens "
+             "of five epochs of `finetune` for every method; checkpoint by the 80 dev rows, the 200 test rows read once "
+             "([script](benchmarks/svamp_methods.py), [result files](benchmarks/results/svamp-methods)):", "",
+             "| student | method | test | minus `finetune` | p | best dev | epochs | train |",
+             "|---|---|---|---|---|---|---|---|"]
+    for name in sorted(tests, key=lambda name: (name.endswith("-16"), -tests[name]["accuracy"])):
+        test, made = tests[name], trained[name]
+        other = None if name.startswith("finetune") else test["compare"]
+        low, high = (100 * x for x in other["ci95"]) if other else (0, 0)
+        lines.append(
+            f"| {made['parameters'] / 1e6:.0f} M | `{name.removesuffix('-16')}` | {_share(test['accuracy'], test['ci95'])} | "
+            + (f"{100 * other['difference']:+.1f} ({low:+.1f} to {high:+.1f}) | {other['p']:.2f}" if other else "|")
+            + f" | {100 * made['best_dev_accuracy']:.1f} % | {made['epochs']:.1f} | {_minutes(made['seconds'])} |")
+    return "\n".join(lines)
+
+
+def edge() -> str:
+    """The engine beside its peers, from `results/edge-speed/`, `edge-exact/` and `bundle-fuzz.json`."""
+    lines = []
+    for path in sorted((RESULTS / "edge-speed").glob("*.json"), reverse=True):
+        r = _json(path)
+        outputs = list(r["results"][0]["ms"])
+        lines += [f"{r['student']}, {r['input_tokens']} input tokens, {r['threads']} thread{'s' if r['threads'] > 1 else ''}, "
+                  f"medians of {r['rounds']} requests taken in turns ([script](benchmarks/edge_speed.py), "
+                  f"[result](benchmarks/results/edge-speed/{path.name})):", "",
+                  f"| engine | vocabulary | {' | '.join(f'ms, {n} tokens' for n in outputs)} | MB | peak MB | load ms |",
+                  "|---|---|" + "---|" * (len(outputs) + 3)]
+        for e in r["results"]:
+            times = " | ".join(f"{e['ms'][n]:.1f}" for n in outputs)
+            lines.append(f"| {e['engine']} | {e['vocabulary']} | {times} | "
+                         f"{e['bytes'] / 1e6:.1f} | {e['peak_mb']:.0f} | {e['load_ms']:.0f} |")
+        lines.append("")
+    for path in sorted((RESULTS / "edge-exact").glob("*.json")):
+        r = _json(path)
+        lines += [f"What quantising costs the `{r['run']}` student on SVAMP's {r['rows']} test rows, target `{r['target']}` "
+                  f"([script](benchmarks/edge_exact.py), [result](benchmarks/results/edge-exact/{path.name})):", "",
+                  "| precision | right | minus torch | token agreement | MB |", "|---|---|---|---|---|"]
+        for e in r["results"]:
+            if "agreement" in e:
+                lines.append(f"| {e['precision']} | {_share(e['accuracy'], e['ci95'])} | "
+                             f"{100 * e['minus_torch']['difference']:+.1f} points | {100 * e['agreement']:.1f} % | "
+                             f"{e['bytes'] / 1e6:.1f} |")
+            elif "refused" in e:
+                lines.append(f"| {e['precision']} | refused by the gate | | | |")
+            else:
+                lines.append(f"| {e['precision']} | {_share(e['accuracy'], e['ci95'])} | | | |")
+        lines.append("")
+    if (RESULTS / "bundle-fuzz.json").is_file():
+        r = _read("bundle-fuzz.json")
+        lines.append(f"Of {r['cases']:,} damaged or forged bundles, each opened and asked in a process of its own, "
+                     f"{len(r['failures'])} crashed, hung, raised or changed another file "
+                     "([script](benchmarks/bundle_fuzz.py), [result](benchmarks/results/bundle-fuzz.json)).")
+    return "\n".join(lines).strip()
+
+
 def write(text: str) -> str:
     """The README's text with the figures of today's result files between its markers."""
-    for name, make in (("demo", demo), ("svamp", svamp), ("teach", teach), ("train", train)):
+    for name, make in (("demo", demo), ("svamp", svamp), ("teach", teach), ("train", train), ("methods", methods),
+                       ("edge", edge)):
         text = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda m, make=make: m[1] + make() + m[2], text,
                       flags=re.DOTALL)
     return text
