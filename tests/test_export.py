@@ -227,6 +227,29 @@ def test_a_graph_that_differs_from_torch_is_refused(run_folder: Path, tmp_path: 
         export(str(run_folder), run=str(tmp_path / "run"))
 
 
+@pytest.mark.parametrize("family", ["t5-v1.0", "t5-v1.1", "llama-tied"])
+def test_a_vocabulary_is_trimmed_to_the_run_and_every_text_stays_encodable(family: str, tmp_path: Path) -> None:
+    student = FAMILIES[family]()
+    student.save(tmp_path / "student", {}, "# card\n")
+    run = tiny_students.taught_run(tmp_path / "run", n=8)
+    result = export(str(tmp_path / "student"), run=str(run), precision="fp32", vocab="200")
+    edge, manifest = (read(run / "export" / "bundle") for read in (Student.load, lambda b: read_json(b / "bundle.json")))
+    kept = manifest["vocabulary"]
+    assert kept["full"] == student.model.config.vocab_size > kept["kept"] == len(kept["map"]) == len(edge.graphs.logits)
+    assert result["vocabulary"]["kept"] == kept["kept"] and 0 < kept["coverage"] <= 1
+    pieces = {i: piece for piece, i in edge.tokenizer.get_vocab().items()}
+    assert all(student.rust.id_to_token(old) == pieces[new] for new, old in enumerate(kept["map"]) if new in pieces)
+    text = wordmath.generate("train", 1)[0]["input"]  # of the run's own rows: the same tokens, so the same answer among them
+    assert [student.rust.id_to_token(i) for i in student.format.encode_source(student.rust, text, "label")] == [
+        pieces[i] for i in edge.format.encode_source(edge.tokenizer, text, "label")]
+    assert edge.tokenizer.decode(edge.tokenizer.encode("Zyx: 7 quokkas?").ids) == student.rust.decode(
+        student.rust.encode("Zyx: 7 quokkas?").ids)
+    with pytest.raises(UsageError, match="has none: teach there first"):
+        export(str(tmp_path / "student"), run=str(tmp_path / "empty"), vocab="task")
+    with pytest.raises(UsageError, match="give full, task or a number"):
+        export(str(tmp_path / "student"), run=str(tmp_path / "empty"), vocab="some")
+
+
 def test_folders_that_are_no_students_are_one_line_errors(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no model.safetensors"):
         export(str(tmp_path), run=str(tmp_path / "run"))

@@ -20,20 +20,23 @@ PRECISIONS = ("fp32", "int8", "int4")
 
 def export(
     student: str | None = None, *, run: str = defaults.RUN, precision: str = defaults.PRECISION,
-    target: str = defaults.TARGET, max_drop: float | None = None, overwrite: bool = False,
+    target: str = defaults.TARGET, vocab: str = "full", max_drop: float | None = None, overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes `export/bundle/` from the run's student (or another folder) and returns the result object.
 
     Two gates: the fp32 graph must repeat torch's greedy tokens on at least 50 inputs; the quantized one may lose at
     most `max_drop` points of dev accuracy. Where too few tokens or answers stay the same, the sensitive products keep a
     higher precision: 8 bits instead of 4, fp32 activations instead of int8.
-    Raises `GateError` (exit 3, no bundle) when a gate says no.
+    `vocab` "task" (or a number of pieces) trims the vocabulary to what the run's rows and corpus use and the most common
+    pieces; any text stays encodable. Raises `GateError` (exit 3, no bundle) when a gate says no.
     """
     need("torch", "export"), need("transformers", "export"), need("onnx", "export")
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
     card = cards.load(Target, target)
     max_drop = defaults.MAX_DROP.get(precision, 0.0) if max_drop is None else max_drop
+    if vocab not in ("full", "task") and not (vocab.isdecimal() and int(vocab)):
+        raise UsageError(f"--vocab {vocab}: give full, task or a number of pieces")
     trained = None
     if student is None:
         trained = runs.finished(run, "train")
@@ -42,7 +45,8 @@ def export(
     folder = Path(student) if student else Path(run) / "train" / "student"
     if not (folder / "model.safetensors").is_file():
         raise UsageError(f"{folder} is no student folder: it has no model.safetensors")
-    config = {"precision": precision, "target": card.name, "linear": card.linear, "encoder": card.encoder, "max_drop": max_drop}
+    config = {"precision": precision, "target": card.name, "linear": card.linear, "encoder": card.encoder, "max_drop": max_drop,
+              **({"vocab": vocab} if vocab != "full" else {})}
     inputs = {"model": runs.sha256(folder / "model.safetensors"), "config": runs.sha256(folder / "config.json")}
     stage = runs.Stage(run, "export", config, inputs, overwrite)
     try:
@@ -69,6 +73,7 @@ def _export(stage: runs.Stage, folder: Path, target: Target, trained: dict[str, 
     student = load(folder)
     if student.format is None:
         student.set_task(None)
+    vocabulary = _trim(student, run, stage.config["vocab"]) if "vocab" in stage.config else None
     dev, texts = _gate_rows(run, student)
     say("export plan")
     say(f"  student   {student.parameters() / 1e6:.1f} M parameters, {student.family}, {len(student.tokenizer)} pieces")
@@ -111,11 +116,12 @@ def _export(stage: runs.Stage, folder: Path, target: Target, trained: dict[str, 
         "parameters": student.parameters(), "bytes": onnx_bytes,
         "tokenizer_bytes": (ready / "tokenizer.json").stat().st_size,
         "fp32_accuracy": scores["fp32"] if dev else None, "accuracy": scores[precision] if dev else None,
+        "vocabulary": vocabulary and {key: value for key, value in vocabulary.items() if key != "map"},
         "accuracy_rows": len(dev), "token_agreement": agreement, "parity_inputs": len(texts), "kept_high": list(kept),
         "seconds": stage.seconds()}
     final = stage.path / "bundle"
     shutil.rmtree(final, ignore_errors=True)
-    _describe(ready, result, trained, _calibration(Edge.load(ready, machine.cores()), dev))
+    _describe(ready, result, trained, _calibration(Edge.load(ready, machine.cores()), dev), vocabulary)
     ready.rename(final)
     for part in stage.path.glob("*.part"):
         shutil.rmtree(part)
@@ -182,11 +188,13 @@ def _calibration(edge: Any, dev: list[Row]) -> dict[str, float] | None:
 
 
 def _describe(folder: Path, result: dict[str, Any], trained: dict[str, Any] | None,
-              calibration: dict[str, float] | None) -> None:
+              calibration: dict[str, float] | None, vocabulary: dict[str, Any] | None) -> None:
     """Adds the numbers to the manifest and writes the bundle's README."""
     manifest = runs.read_json(folder / bundle.MANIFEST)
     keys = ("fp32_accuracy", "accuracy", "accuracy_rows", "token_agreement", "kept_high", "created", "commit", "versions")
     manifest |= {**{key: result[key] for key in keys}, "calibration": calibration}
+    if vocabulary:
+        manifest["vocabulary"] = vocabulary
     if trained:
         manifest["student"] = {k: trained["result"][k] for k in ("method", "student", "task", "parameters", "questions")}
     task = (manifest["format"]["task"] or {}).get("name")
@@ -200,6 +208,29 @@ def _describe(folder: Path, result: dict[str, Any], trained: dict[str, Any] | No
     readme = folder / "README.md"
     manifest["files"]["README.md"] = {"bytes": readme.stat().st_size, "sha256": bundle.digest(readme)}
     runs.write_json(folder / bundle.MANIFEST, manifest)
+
+
+def _trim(student: Any, run: str, vocab: str) -> dict[str, Any]:
+    """{"full", "kept", "coverage", "map"}: pieces before and after, the share of questions that are cut as before (the test
+    split's, for which nothing was kept; else dev's), the old id of each piece."""
+    from edgedistill.teach import read_corpus
+    from edgedistill.train.vocabulary import trim_student
+
+    folder = Path(run) / "teach"
+    splits = {p.stem: rows_.read_file(p) for p in (folder / "data").glob("*.jsonl")} if folder.is_dir() else {}
+    if "train" not in splits:
+        raise UsageError(f"--vocab {vocab} keeps the pieces of the run's rows, and {run} has none: teach there first")
+    task, before, tokenizer = _task(student), student.model.config.vocab_size, student.rust
+    asked = {name: [task.question(row) if task else row.input for row in rows] for name, rows in splits.items()}
+    texts = [*PREFIXES.values(), *asked["train"], *asked.get("dev", []), *(row.label or "" for row in splits["train"])]
+    if (folder / "corpus.jsonl").is_file():
+        texts += [record[key] for record in read_corpus(run) for key in ("rationale", "answer") if record[key]]
+    keep = trim_student(student, texts, defaults.VOCABULARY if vocab == "task" else int(vocab))
+    others = asked.get("test") or asked.get("dev") or asked["train"]
+    same = sum(tokenizer.encode(text).tokens == student.rust.encode(text).tokens for text in others)
+    say(f"export: vocabulary trimmed from {before} to {len(keep)} pieces; {100 * same / len(others):.1f} % of {len(others)} "
+        f"{'other ' if 'test' in asked else ''}questions are cut as before")
+    return {"full": before, "kept": len(keep), "coverage": round(same / len(others), 4), "map": keep}
 
 
 def _gate_rows(run: str, student: Any) -> tuple[list[Row], list[str]]:

@@ -226,7 +226,8 @@ def _student(job: Job, config: dict[str, Any]) -> Student:
     if config.get("vocabulary"):
         from edgedistill.train.vocabulary import trim_student
 
-        before = trim_student(student, texts, config["vocabulary"])
+        before = student.model.config.vocab_size
+        trim_student(student, texts, config["vocabulary"])
         say(f"train: vocabulary trimmed from {before} to {len(student.tokenizer)} pieces")
     return student
 

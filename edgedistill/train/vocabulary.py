@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,13 +22,19 @@ from edgedistill.train.students import Student
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
 
 
-def trim_student(student: Student, texts: Iterable[str], size: int) -> int:
-    """Trims a student in place to about `size` pieces; returns how many it had. Raises `UsageError` for other tokenizers."""
-    before = student.model.config.vocab_size
+def trim_student(student: Student, texts: Iterable[str], size: int) -> list[int]:
+    """Trims a student in place to about `size` pieces; returns the old id of each new one.
+
+    Raises `UsageError` for other tokenizers.
+    """
     tokenizer, keep = trim(student.tokenizer, texts, size)
     trim_embeddings(student.model, keep, tokenizer)
-    student.__init__(student.model, tokenizer, student.format)
-    return before
+    form = student.format
+    if form:
+        new = {old: i for i, old in enumerate(keep)}
+        form = replace(form, eos_id=new[form.eos_id], pad_id=new[form.pad_id], start_id=new.get(form.start_id, -1))
+    student.__init__(student.model, tokenizer, form)
+    return keep
 
 
 def trim(tokenizer: Any, texts: Iterable[str], size: int) -> tuple[PreTrainedTokenizerFast, list[int]]:
