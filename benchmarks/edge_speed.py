@@ -11,8 +11,9 @@ greedy, the end suppressed, no tokenisation in any engine. PYTHON is an interpre
 Each engine is a process that waits on stdin between requests; in a round every engine answers once, in a random order, 20 ms
 after the one before. CTranslate2: int8, beam 1, its default backend. optimum: its own AVX512-VNNI configuration, dynamic, a
 scale for each channel. llama.cpp: the GGUF file requantised to Q8_0 or Q4_0. `agreement` is the share of positions where an
-engine gives torch's fp32 token; `peak_mb` is the peak resident size after the imports and any conversion, less that before
-the model was opened. Writes benchmarks/results/edge-speed/.
+engine gives torch's fp32 token (random weights say one token over and over: it proves little). `peak_mb` is the peak resident
+size less that before the model was opened; CTranslate2 and optimum convert in the same process first and use that memory
+again, so theirs is too small. Writes benchmarks/results/edge-speed/.
 """
 
 from __future__ import annotations

@@ -156,12 +156,12 @@ def edge() -> str:
         lines += [f"{r['student']}, {r['input_tokens']} input tokens, {r['threads']} thread{'s' if r['threads'] > 1 else ''}, "
                   f"medians of {r['rounds']} requests taken in turns ([script](benchmarks/edge_speed.py), "
                   f"[result](benchmarks/results/edge-speed/{path.name})):", "",
-                  f"| engine | vocabulary | {' | '.join(f'ms, {n} tokens' for n in outputs)} | MB | peak MB | load ms |",
-                  "|---|---|" + "---|" * (len(outputs) + 3)]
+                  f"| engine | vocabulary | {' | '.join(f'ms, {n} tokens' for n in outputs)} | MB | load ms |",
+                  "|---|---|" + "---|" * (len(outputs) + 2)]
         for e in r["results"]:
             times = " | ".join(f"{e['ms'][n]:.1f}" for n in outputs)
             lines.append(f"| {e['engine']} | {e['vocabulary']} | {times} | "
-                         f"{e['bytes'] / 1e6:.1f} | {e['peak_mb']:.0f} | {e['load_ms']:.0f} |")
+                         f"{e['bytes'] / 1e6:.1f} | {e['load_ms']:.0f} |")
         lines.append("")
     for path in sorted((RESULTS / "edge-exact").glob("*.json")):
         r = _json(path)
