@@ -134,16 +134,16 @@ def methods() -> str:
     lines = ["SVAMP's 720 training rows with PaLM's rationales, SmolLM2-135M (and 16 of its 30 layers), one seed, the tokens "
              "of five epochs of `finetune` for every method; checkpoint by the 80 dev rows, the 200 test rows read once "
              "([script](benchmarks/svamp_methods.py), [result files](benchmarks/results/svamp-methods)):", "",
-             "| student | method | test | minus `finetune` | p | best dev | epochs | train |",
-             "|---|---|---|---|---|---|---|---|"]
+             "| student | method | test | minus `finetune` | p | best dev | epochs |",
+             "|---|---|---|---|---|---|---|"]
     for name in sorted(tests, key=lambda name: (name.endswith("-16"), -tests[name]["accuracy"])):
         test, made = tests[name], trained[name]
         other = None if name.startswith("finetune") else test["compare"]
         low, high = (100 * x for x in other["ci95"]) if other else (0, 0)
         lines.append(
             f"| {made['parameters'] / 1e6:.0f} M | `{name.removesuffix('-16')}` | {_share(test['accuracy'], test['ci95'])} | "
-            + (f"{100 * other['difference']:+.1f} ({low:+.1f} to {high:+.1f}) | {other['p']:.2f}" if other else "|")
-            + f" | {100 * made['best_dev_accuracy']:.1f} % | {made['epochs']:.1f} | {_minutes(made['seconds'])} |")
+            + (f"{100 * other['difference']:+.1f} ({low:+.1f} to {high:+.1f}) | {other['p']:.2g}" if other else "|")
+            + f" | {100 * made['best_dev_accuracy']:.1f} % | {made['epochs']:.1f} |")
     return "\n".join(lines)
 
 

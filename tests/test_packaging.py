@@ -86,7 +86,7 @@ def test_the_public_surface_is_the_verbs_and_the_device_class() -> None:
 
     assert all(map(callable, (bench, demo, doctor, evaluate, export, report, run, teach, train)))
     assert {name for name in vars(Student) if not name.startswith("_")} == {"load", "answer", "generate"}
-    assert list(Answer.__dataclass_fields__) == ["text", "value", "confidence", "rationale"]
+    assert list(Answer.__dataclass_fields__) == ["text", "value", "confidence", "rationale", "votes"]
 
 
 HEAVY = "torch", "transformers", "llama_cpp", "onnx", "matplotlib", "datasets"
