@@ -12,6 +12,7 @@ import torch
 from edgedistill import cards
 from edgedistill.cards import Target
 from edgedistill.edge import Student, decide
+from edgedistill.errors import Error
 from edgedistill.export import write
 from edgedistill.runs import read_json, write_json
 from edgedistill.tasks import arithmetic, wordmath
@@ -125,6 +126,10 @@ def test_a_confidence_under_what_is_asked_for_has_no_value(tmp_path: Path) -> No
     manifest = read_json(tmp_path / "bundle" / "bundle.json")
     write_json(tmp_path / "bundle" / "bundle.json", {**manifest, "calibration": {"slope": 0.0, "offset": 0.0, "n": 30}})
     assert Student.load(tmp_path / "bundle").answer(QUESTION).confidence == pytest.approx(0.5)
+    for forged in ("x", {"slope": None}, [1], {"slope": "a", "offset": 0}):
+        write_json(tmp_path / "bundle" / "bundle.json", {**manifest, "calibration": forged})
+        with pytest.raises(Error, match="fails while it runs"):
+            Student.load(tmp_path / "bundle").answer(QUESTION)
 
 
 def test_calibration_learns_how_often_a_confidence_is_right() -> None:

@@ -84,7 +84,8 @@ class Student:
         rationale = found.rationale
         if explain and rationale is None:
             rationale = self.generate(text, part="rationale").text
-        confidence = decide.calibrated(found.confidence, self.manifest.get("calibration"))
+        with _broken():  # a forged manifest may say anything here
+            confidence = decide.calibrated(found.confidence, self.manifest.get("calibration"))
         return replace(found, confidence=confidence, rationale=rationale if explain else None,
                        value=found.value if confidence >= abstain else None)
 

@@ -137,7 +137,7 @@ def _export(stage: runs.Stage, folder: Path, target: Target, trained: dict[str, 
 def write(student: Any, folder: Path, precision: str, target: Target, keep_high: tuple[str, ...] = ()) -> None:
     """Writes the graphs, the weights, the tokenizer and the manifest of a bundle into an empty `folder`.
 
-    Products whose names end with one of `keep_high` get fp32 activations.
+    Products whose names end with one of `keep_high` are kept high (linear.py).
     """
     from edgedistill.export import llama, t5
     from edgedistill.export.graph import Weights
