@@ -117,7 +117,8 @@ def train(
     tokens: Annotated[float | None, typer.Option(help="Train for so many tokens instead of --epochs.")] = None,
     batch_size: Annotated[int, typer.Option(help="Questions a step.")] = defaults.BATCH_SIZE,
     learning_rate: Annotated[float | None, typer.Option(help="Default by family: " + ", ".join(
-        f"{family} {rate:g}" for family, rate in defaults.LEARNING_RATE.items()))] = None,
+        f"{family} {rate:g}" for family, rate in defaults.LEARNING_RATE.items())
+        + f"; adafactor {defaults.ADAFACTOR_RATE:g} of each matrix's own size, 10 times that from random weights")] = None,
     alpha: Annotated[float, typer.Option(help="step-by-step: weight of the label's loss; logit-kd: of the label itself "
                                          "against the mentor.")] = defaults.ALPHA,
     weighting: Annotated[str, typer.Option(help="A part's loss is a mean by token or by sequence.")] = defaults.WEIGHTING,

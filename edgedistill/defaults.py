@@ -40,6 +40,7 @@ OOD_ROWS = 200               # dev rows of another task that are watched, at mos
 # 8-bit state pays where memory is short; on a CPU it costs half a step's time again (benchmarks/LOG.md).
 OPTIMIZER = {"cuda": "adamw8bit", "cpu": "adamw"}
 LEARNING_RATE = {"t5": 1e-3, "decoder": 3e-4}  # t5: scratch or v1.1 want more than the paper's 5e-5
+ADAFACTOR_RATE = 1e-3        # a share of each matrix's own size: T5's fine-tuning rate; 1e-2 to learn from nothing
 CARVE_LAYERS = 16            # of SmolLM2's 30: about 57M parameters
 CARVE_MIN_LAYERS = 8         # fewer lose the ability to learn the task (Study issue's trials)
 VOCABULARY = 4096            # pieces of a carved student: the corpus's own, then the most common ones

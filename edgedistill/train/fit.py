@@ -91,7 +91,9 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     del mentor  # its states are kept, the rest of it is not wanted any more
     plan = _plan(job, config, student, batcher, cuda, bf16, config["batch_size"] // processes)
     batcher.batch_tokens = plan.batch_tokens
-    rate = defaults.LEARNING_RATE[student.family] if config["learning_rate"] is None else config["learning_rate"]
+    rate = config["learning_rate"]
+    if rate is None:
+        rate = defaults.ADAFACTOR_RATE if plan.optimizer == "adafactor" else defaults.LEARNING_RATE[student.family]
     tokens = batcher.tokens()
     epochs = config["tokens"] / (tokens * len(job.questions)) if config.get("tokens") else config["epochs"]
     steps = max(1, round(batcher.steps * epochs))
