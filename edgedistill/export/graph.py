@@ -84,6 +84,16 @@ class Graph:
         self.nodes.append(helper.make_node(op, inputs, outputs, outputs[0], domain=domain, **attributes))
         return outputs[0] if len(outputs) == 1 else outputs
 
+    def norm(self, x: str, added: str | None, name: str, gain: np.ndarray, epsilon: float) -> tuple[str, str]:
+        """(RMS norm of x + added, x + added), in one of onnxruntime's fused operators."""
+        weight = self.weight(name, gain)
+        if added is None:
+            return self.node("SimplifiedLayerNormalization", [x, weight], axis=-1, epsilon=epsilon, stash_type=1), x
+        place = len(self.nodes)
+        normed, _, _, total = self.node("SkipSimplifiedLayerNormalization", [x, added, weight],
+                                        [f"normed_{place}", "", "", f"sum_{place}"], DOMAIN, epsilon=epsilon)
+        return normed, total
+
     def choose(self, logits: str, vocabulary: int) -> None:
         """The outputs of a step: `logits` [1, 1, V], the most probable `token` [1, 1] and its log-probability `logprob`."""
         self.node("Identity", [logits], ["logits"])

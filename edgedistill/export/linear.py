@@ -31,16 +31,20 @@ class Linear:
         high."""
         self.form, self.bits, self.keep_high = form, bits, keep_high
 
-    def matmul(self, g: Graph, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None = None) -> str:
-        """x [..., K] times `weight` [N, K] (torch's layout) transposed, plus `bias` [N]."""
+    def matmul(self, g: Graph, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None = None,
+               positive: bool = False) -> str:
+        """x [..., K] times `weight` [N, K] (torch's layout) transposed, plus `bias` [N]. `positive`: no x < 0."""
         weight = weight.astype(np.float32)
         kept = self.form != "fp32" and name.endswith(self.keep_high or ("\0",))
         if kept and not (self.form == "nbits" and self.bits == 4):
             y = self._unfolded(g, x, name, weight)
         elif self.form == "nbits":
             y = self._nbits(g, x, name, weight, 8 if kept else self.bits)
+        elif self.form == "integer":
+            values, scale = _per_row(weight)
+            y = self._product(g, x, g.weight(name, values.T), g.weight(f"{name}.scale", scale), positive)
         else:
-            y = getattr(self, f"_{self.form}")(g, x, name, weight)
+            y = g.node("MatMul", [x, g.weight(name, weight.T)])
         return g.node("Add", [y, g.weight(f"{name}.bias", bias.astype(np.float32))]) if bias is not None else y
 
     def embed(self, g: Graph, ids: str, name: str, weight: np.ndarray) -> str:
@@ -71,18 +75,11 @@ class Linear:
         column = g.node("Reshape", [g.weight(f"{name}.scale", scale[:, None]), g.constant([-1])])
         return self._product(g, x, transposed, column)
 
-    def _fp32(self, g: Graph, x: str, name: str, weight: np.ndarray) -> str:
-        return g.node("MatMul", [x, g.weight(name, weight.T)])
-
     def _nbits(self, g: Graph, x: str, name: str, weight: np.ndarray, bits: int) -> str:
         n, k = weight.shape
         values, scales, block = _blocks(weight, bits)
         return g.node("MatMulNBits", [x, g.weight(name, values), g.weight(f"{name}.scale", scales)], domain=DOMAIN,
                       K=k, N=n, bits=bits, block_size=block, accuracy_level=4)
-
-    def _integer(self, g: Graph, x: str, name: str, weight: np.ndarray) -> str:
-        values, scale = _per_row(weight)
-        return self._product(g, x, g.weight(name, values.T), g.weight(f"{name}.scale", scale))
 
     def _unfolded(self, g: Graph, x: str, name: str, weight: np.ndarray) -> str:
         n, k = weight.shape
@@ -95,20 +92,18 @@ class Linear:
         matrix = g.node("Mul", [centred, g.node("Unsqueeze", [g.weight(f"{name}.scale", scales), g.constant([-1])])])
         return g.node("MatMul", [x, g.node("Transpose", [g.node("Reshape", [matrix, g.constant([n, k])])], perm=[1, 0])])
 
-    def _product(self, g: Graph, x: str, weight: str, column: str) -> str:
-        """u8 x s8 with zero point 128 and a scale for each token: x is about (q - 128) * row."""
-        key = f"{x}.quantised"
-        if key not in g.shared:  # q, k and v read the same input
-            largest = g.node("ReduceMax", [g.node("Abs", [x]), g.constant([-1])], keepdims=1)
-            row = g.node("Mul", [g.node("Max", [largest, g.constant(1e-8, np.float32)]),
-                                 g.constant(np.float32(1 / 127), np.float32)])
-            scale = g.node("Reshape", [row, g.constant([-1])])
-            if "zeros" not in g.shared:
-                g.shared["zeros"] = g.node("Expand", [g.constant([128], np.uint8), g.node("Shape", [scale])])
-            g.shared[key] = (g.node("QuantizeLinear", [x, scale, g.shared["zeros"]], axis=1), row)
-        quantised, row = g.shared[key]
+    def _product(self, g: Graph, x: str, weight: str, column: str, positive: bool = False) -> str:
+        """u8 x s8 with a scale for each token: x is about (q - zero point) * row, the zero point 128 (`positive`: 0)."""
+        zero, steps = (0, 255) if positive else (128, 127)
+        size = x if positive else g.node("Abs", [x])
+        largest = g.node("Max", [g.node("ReduceMax", [size, g.constant([-1])], keepdims=1), g.constant(1e-8, np.float32)])
+        row = g.node("Mul", [largest, g.constant(np.float32(1 / steps), np.float32)])
+        scale = g.node("Reshape", [row, g.constant([-1])])
+        if f"zeros {zero}" not in g.shared:
+            g.shared[f"zeros {zero}"] = g.node("Expand", [g.constant([zero], np.uint8), g.node("Shape", [scale])])
+        quantised = g.node("QuantizeLinear", [x, scale, g.shared[f"zeros {zero}"]], axis=1)
         product = g.node("MatMulIntegerToFloat", [quantised, weight, g.constant(1.0, np.float32), column,
-                                                  g.constant(128, np.uint8)], domain=DOMAIN)
+                                                  g.constant(zero, np.uint8)], domain=DOMAIN)
         return g.node("Mul", [product, row])
 
 

@@ -37,7 +37,7 @@ def write(model: Any, folder: Path, linear: Linear, weights: Weights, max_length
     g.input("total_length", np.int32, [])
     cos, sin = (g.weight(name, table) for name, table in zip(("cos", "sin"), _rotary(model, max_length), strict=True))
     x = linear.embed(g, "input_ids", "embed", state["model.embed_tokens.weight"])
-    normed, residual = _norm(g, x, None, state["model.layers.0.input_layernorm.weight"], "layers.0.norm1", epsilon)
+    normed, residual = g.norm(x, None, "layers.0.norm1", state["model.layers.0.input_layernorm.weight"], epsilon)
     for i in range(config.num_hidden_layers):
         layer = f"model.layers.{i}"
         qkv = np.concatenate([state[f"{layer}.self_attn.{p}_proj.weight"] for p in "qkv"])
@@ -54,8 +54,8 @@ def write(model: Any, folder: Path, linear: Linear, weights: Weights, max_length
             do_rotary=1, rotary_interleaved=0, scale=size ** -0.5)[0]
         out = linear.matmul(g, attended, f"layers.{i}.o", state[f"{layer}.self_attn.o_proj.weight"],
                             state.get(f"{layer}.self_attn.o_proj.bias"))
-        normed, residual = _norm(g, out, residual, state[f"{layer}.post_attention_layernorm.weight"],
-                                 f"layers.{i}.norm2", epsilon)
+        normed, residual = g.norm(out, residual, f"layers.{i}.norm2",
+                                  state[f"{layer}.post_attention_layernorm.weight"], epsilon)
         if f"{layer}.mlp" in state:  # a merged linear chain
             out = linear.matmul(g, normed, f"layers.{i}.ffn", state[f"{layer}.mlp"])
         else:
@@ -65,7 +65,7 @@ def write(model: Any, folder: Path, linear: Linear, weights: Weights, max_length
             out = linear.matmul(g, hidden, f"layers.{i}.down", state[f"{layer}.mlp.down_proj.weight"])
         last = i + 1 == config.num_hidden_layers
         following = "model.norm.weight" if last else f"model.layers.{i + 1}.input_layernorm.weight"
-        normed, residual = _norm(g, out, residual, state[following], "norm" if last else f"layers.{i + 1}.norm1", epsilon)
+        normed, residual = g.norm(out, residual, "norm" if last else f"layers.{i + 1}.norm1", state[following], epsilon)
     # Only the last token's logits are wanted: slice before the head, the largest matrix.
     final = g.node("Slice", [normed, g.constant([-1]), g.constant([2**31 - 1]), g.constant([1])])
     g.shared.clear()  # made for as many tokens as the prompt has
@@ -76,17 +76,6 @@ def write(model: Any, folder: Path, linear: Linear, weights: Weights, max_length
     g.choose(logits, config.vocab_size)
     g.save(folder / "model.onnx")
     return {"layers": config.num_hidden_layers, "kv_heads": kv, "head_size": size, "max_length": max_length}
-
-
-def _norm(g: Graph, x: str, residual: str | None, gain: np.ndarray, name: str, epsilon: float) -> tuple[str, str]:
-    """(normed, sum) of x + residual, in onnxruntime's fused operators."""
-    weight = g.weight(name, gain)
-    if residual is None:
-        return g.node("SimplifiedLayerNormalization", [x, weight], axis=-1, epsilon=epsilon, stash_type=1), x
-    g_count = len(g.nodes)
-    normed, total = f"normed_{g_count}", f"sum_{g_count}"
-    g.node("SkipSimplifiedLayerNormalization", [x, residual, weight], [normed, "", "", total], DOMAIN, epsilon=epsilon)
-    return normed, total
 
 
 def _rotary(model: Any, length: int) -> tuple[np.ndarray, np.ndarray]:

@@ -51,24 +51,25 @@ def _encoder(g: Graph, folder: Path, state: dict[str, np.ndarray], config: Any, 
                               g.node("Unsqueeze", [positions, g.constant([1])])])
     index = g.node("Add", [distance, g.constant(max_input - 1)])
     bias = g.node("Unsqueeze", [g.node("Gather", [g.weight("encoder.bias", table), index], axis=1), g.constant([0])])
+    out, epsilon = None, float(config.layer_norm_epsilon)
     for i in range(config.num_layers):
         block = f"encoder.block.{i}.layer"
-        normed = _norm(g, x, state[f"{block}.0.layer_norm.weight"], f"enc.{i}.norm1", config)
+        normed, x = g.norm(x, out, f"enc.{i}.norm1", state[f"{block}.0.layer_norm.weight"], epsilon)
         q, k, v = _qkv(g, normed, linear, state, f"{block}.0.SelfAttention", f"enc.{i}.qkv", config)
         attended = g.node("MultiHeadAttention", [q, k, v, "", "", bias], domain=DOMAIN, num_heads=config.num_heads,
                           scale=1.0)
-        x = g.node("Add", [x, linear.matmul(g, attended, f"enc.{i}.o", state[f"{block}.0.SelfAttention.o.weight"])])
-        x = _feed_forward(g, x, linear, state, f"{block}.1", f"enc.{i}", config)
-    final = _norm(g, x, state["encoder.final_layer_norm.weight"], "enc.norm", config)
-    for i in range(config.num_decoder_layers):
-        cross = f"decoder.block.{i}.layer.1.EncDecAttention"
-        both = linear.matmul(g, final, f"dec.{i}.cross_kv",
-                             np.concatenate([state[f"{cross}.k.weight"], state[f"{cross}.v.weight"]]))
-        parts = g.node("Split", [both], 2, axis=-1, num_outputs=2)
-        for part, value in zip(("key", "value"), parts, strict=True):
-            shaped = g.node("Reshape", [value, g.constant([1, -1, config.num_heads, config.d_kv])])
-            g.node("Transpose", [shaped], [f"cross_{i}.{part}"], perm=[0, 2, 1, 3])
-            g.output(f"cross_{i}.{part}", np.float32, [1, config.num_heads, "S", config.d_kv])
+        out = linear.matmul(g, attended, f"enc.{i}.o", state[f"{block}.0.SelfAttention.o.weight"])
+        out, x = _feed_forward(g, x, out, linear, state, f"{block}.1", f"enc.{i}", config)
+    final, _ = g.norm(x, out, "enc.norm", state["encoder.final_layer_norm.weight"], epsilon)
+    # One product for all decoder layers: its rows are cut by layer, part and head.
+    names = [f"cross_{i}.{part}" for i in range(config.num_decoder_layers) for part in ("key", "value")]
+    cross = np.concatenate([state[f"decoder.block.{i}.layer.1.EncDecAttention.{part}.weight"]
+                            for i in range(config.num_decoder_layers) for part in "kv"])
+    both = g.node("Reshape", [linear.matmul(g, final, "cross_kv", cross),
+                              g.constant([1, -1, len(names) * config.num_heads, config.d_kv])])
+    g.node("Split", [g.node("Transpose", [both], perm=[0, 2, 1, 3])], names, axis=1, num_outputs=len(names))
+    for name in names:
+        g.output(name, np.float32, [1, config.num_heads, "S", config.d_kv])
     g.save(folder / "encoder.onnx")
 
 
@@ -84,28 +85,28 @@ def _decoder(g: Graph, folder: Path, state: dict[str, np.ndarray], config: Any, 
     distance = g.node("Add", [g.node("Neg", [behind]), g.constant(max_length - 1)])
     bias = g.node("Unsqueeze", [g.node("Gather", [g.weight("decoder.bias", table), distance], axis=1),
                                 g.constant([0, 2])])
+    out, epsilon = None, float(config.layer_norm_epsilon)
     for i in range(config.num_decoder_layers):
         block = f"decoder.block.{i}.layer"
         for part in ("key", "value"):
             g.input(f"past_{i}.{part}", np.float32, [1, heads, max_length, size])
             g.output(f"present_{i}.{part}", np.float32, [1, heads, max_length, size])
             g.input(f"cross_{i}.{part}", np.float32, [1, heads, "S", size])
-        normed = _norm(g, x, state[f"{block}.0.layer_norm.weight"], f"dec.{i}.norm1", config)
+        normed, x = g.norm(x, out, f"dec.{i}.norm1", state[f"{block}.0.layer_norm.weight"], epsilon)
         q, k, v = _qkv(g, normed, linear, state, f"{block}.0.SelfAttention", f"dec.{i}.qkv", config)
         attended = g.node(
             "DecoderMaskedMultiHeadAttention",
             [q, k, v, "", bias, f"past_{i}.key", f"past_{i}.value", past],
             [f"attention_{i}", f"present_{i}.key", f"present_{i}.value"], DOMAIN, num_heads=heads,
             past_present_share_buffer=1, scale=1.0)[0]
-        x = g.node("Add", [x, linear.matmul(g, attended, f"dec.{i}.o", state[f"{block}.0.SelfAttention.o.weight"])])
-        normed = _norm(g, x, state[f"{block}.1.layer_norm.weight"], f"dec.{i}.norm2", config)
+        out = linear.matmul(g, attended, f"dec.{i}.o", state[f"{block}.0.SelfAttention.o.weight"])
+        normed, x = g.norm(x, out, f"dec.{i}.norm2", state[f"{block}.1.layer_norm.weight"], epsilon)
         query = linear.matmul(g, normed, f"dec.{i}.cross_q", state[f"{block}.1.EncDecAttention.q.weight"])
         attended = g.node("MultiHeadAttention", [query, f"cross_{i}.key", f"cross_{i}.value"], domain=DOMAIN,
                           num_heads=heads, scale=1.0)
-        x = g.node("Add", [x, linear.matmul(g, attended, f"dec.{i}.cross_o",
-                                            state[f"{block}.1.EncDecAttention.o.weight"])])
-        x = _feed_forward(g, x, linear, state, f"{block}.2", f"dec.{i}", config)
-    final = _norm(g, x, state["decoder.final_layer_norm.weight"], "dec.norm", config)
+        out = linear.matmul(g, attended, f"dec.{i}.cross_o", state[f"{block}.1.EncDecAttention.o.weight"])
+        out, x = _feed_forward(g, x, out, linear, state, f"{block}.2", f"dec.{i}", config)
+    final, _ = g.norm(x, out, "dec.norm", state["decoder.final_layer_norm.weight"], epsilon)
     # transformers 5 names the scaling of v1.0 by itself; in 4.57 it goes with tied embeddings.
     if getattr(config, "scale_decoder_outputs", config.tie_word_embeddings):
         final = g.node("Mul", [final, g.constant(np.float32(config.d_model ** -0.5), np.float32)])
@@ -117,24 +118,20 @@ def _decoder(g: Graph, folder: Path, state: dict[str, np.ndarray], config: Any, 
     g.save(folder / "decoder.onnx")
 
 
-def _norm(g: Graph, x: str, gain: np.ndarray, name: str, config: Any) -> str:
-    return g.node("SimplifiedLayerNormalization", [x, g.weight(name, gain)], axis=-1,
-                  epsilon=float(config.layer_norm_epsilon), stash_type=1)
-
-
 def _qkv(g: Graph, x: str, linear: Linear, state: dict[str, np.ndarray], attention: str, name: str,
          config: Any) -> list[str]:
     packed = np.concatenate([state[f"{attention}.{part}.weight"] for part in "qkv"])
     return g.node("Split", [linear.matmul(g, x, name, packed)], 3, axis=-1, num_outputs=3)
 
 
-def _feed_forward(g: Graph, x: str, linear: Linear, state: dict[str, np.ndarray], layer: str, name: str,
-                  config: Any) -> str:
-    """x plus the feed-forward of its norm; gated (v1.1, flan), ReLU (v1.0) or one matrix (a merged linear chain)."""
-    normed = _norm(g, x, state[f"{layer}.layer_norm.weight"], f"{name}.norm_ff", config)
+def _feed_forward(g: Graph, x: str, out: str, linear: Linear, state: dict[str, np.ndarray], layer: str, name: str,
+                  config: Any) -> tuple[str, str]:
+    """(feed-forward of the norm of x + out, x + out); gated (v1.1, flan), ReLU (v1.0) or one matrix (a merged linear chain)."""
+    normed, x = g.norm(x, out, f"{name}.norm_ff", state[f"{layer}.layer_norm.weight"],
+                       float(config.layer_norm_epsilon))
     dense = f"{layer}.DenseReluDense"
     if dense in state:
-        return g.node("Add", [x, linear.matmul(g, normed, f"{name}.ffn", state[dense])])
+        return linear.matmul(g, normed, f"{name}.ffn", state[dense]), x
     if config.is_gated_act:
         both = linear.matmul(g, normed, f"{name}.wi",
                              np.concatenate([state[f"{dense}.wi_0.weight"], state[f"{dense}.wi_1.weight"]]))
@@ -145,7 +142,8 @@ def _feed_forward(g: Graph, x: str, linear: Linear, state: dict[str, np.ndarray]
         inner = linear.matmul(g, normed, f"{name}.wi", state[f"{dense}.wi.weight"])
         hidden = (g.node("FastGelu", [inner], domain=DOMAIN) if config.dense_act_fn == "gelu_new"
                   else g.node("Relu", [inner]))
-    return g.node("Add", [x, linear.matmul(g, hidden, f"{name}.wo", state[f"{dense}.wo.weight"])])
+    positive = not config.is_gated_act and config.dense_act_fn == "relu"
+    return linear.matmul(g, hidden, f"{name}.wo", state[f"{dense}.wo.weight"], positive=positive), x
 
 
 def _bias_table(stack: Any, length: int) -> np.ndarray:

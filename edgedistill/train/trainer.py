@@ -324,7 +324,7 @@ def arguments(folder: Path, *, epochs: float, batch_size: int, learning_rate: fl
 def optimizer(model: torch.nn.Module, name: str, learning_rate: float) -> torch.optim.Optimizer:
     """`name` is one of OPTIMIZERS. Adafactor's rate is a share of each matrix's own size, as in T5's recipe: T5's embeddings
     start at 1 and its queries at 0.01, and no absolute rate suits both (benchmarks/LOG.md). The 8-bit one keeps 32-bit state
-    for embeddings (T5's are sensitive: bitsandbytes issue 11) and, by bitsandbytes' own minimum of 4,096 elements, for norms."""
+    for embeddings (T5's are sensitive: bitsandbytes issue 11) and, by its own minimum of 4,096 elements, for norms."""
     parameters = [p for p in model.parameters() if p.requires_grad]
     if name == "adamw":
         return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=0.0, fused=True)
