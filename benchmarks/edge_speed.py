@@ -285,8 +285,8 @@ def llama_cpp(job: dict[str, Any]) -> tuple[Any, Any]:
     settings = lib.llama_model_quantize_default_params()
     settings.ftype = {"Q8_0": lib.LLAMA_FTYPE_MOSTLY_Q8_0, "Q4_0": lib.LLAMA_FTYPE_MOSTLY_Q4_0}[job["precision"]]
     settings.allow_requantize = True
-    quiet = lib.llama_log_callback(lambda *_: None)
-    lib.llama_log_set(quiet, ctypes.c_void_p())
+    job["quiet"] = lib.llama_log_callback(lambda *_: None)  # must live on
+    lib.llama_log_set(job["quiet"], ctypes.c_void_p())
     if lib.llama_model_quantize(str(resolve("smollm2-135m").path).encode(), str(place).encode(), settings):
         raise SystemExit("llama.cpp did not quantise the file")
 

@@ -53,8 +53,9 @@ MIN_AGREEMENT = {"int8": 0.99, "int4": 0.9}  # token agreement under which sensi
 # Which products, one set tried after the other. qkv's errors go through an exponential (benchmarks/LOG.md); the FFN's last
 # product has the largest activations.
 KEEP_HIGH = {"int8": ((), ("qkv",)),
-             "int4": ((), ("qkv", "cross_q"), ("qkv", "cross_q", "down", "wo"),
-                      ("qkv", "cross_q", "down", "wo", "o", "cross_o"))}
+             "int4": ((), ("embed", "head"), ("embed", "head", "qkv", "cross_q"),
+                      ("embed", "head", "qkv", "cross_q", "down", "wo"),
+                      ("embed", "head", "qkv", "cross_q", "down", "wo", "o", "cross_o"))}
 PARITY_INPUTS = 50           # inputs on which the fp32 graph must repeat torch's greedy tokens
 
 # run

@@ -32,7 +32,7 @@ class Weights:
             self.file.write(data.tobytes())
             self.places[name] = (offset, data.nbytes, data)
         offset, length, stored = self.places[name]
-        if stored.shape != array.shape or stored.dtype != array.dtype:
+        if stored.size != array.size or stored.dtype != array.dtype:
             raise ValueError(f"weight {name}: {array.shape} now, {stored.shape} before")
         return offset, length
 
@@ -58,10 +58,10 @@ class Graph:
     def output(self, name: str, dtype: Any, shape: list[int | str]) -> None:
         self.outputs.append(helper.make_tensor_value_info(name, _TYPES[np.dtype(dtype)], shape))
 
-    def weight(self, name: str, array: np.ndarray) -> str:
-        """An initializer in the external file."""
+    def weight(self, name: str, array: np.ndarray, bytes_of: str = "") -> str:
+        """An initializer in the external file; with `bytes_of` that one's bytes in another shape."""
         if name not in self.initializers:
-            offset, length = self.weights.place(name, array)
+            offset, length = self.weights.place(bytes_of or name, array)
             tensor = TensorProto(name=name, data_type=_TYPES[array.dtype], dims=array.shape,
                                  data_location=TensorProto.EXTERNAL)
             for key, value in (("location", self.weights.path.name), ("offset", offset), ("length", length)):

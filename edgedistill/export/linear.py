@@ -35,11 +35,10 @@ class Linear:
                positive: bool = False) -> str:
         """x [..., K] times `weight` [N, K] (torch's layout) transposed, plus `bias` [N]. `positive`: no x < 0."""
         weight = weight.astype(np.float32)
-        kept = self.form != "fp32" and name.endswith(self.keep_high or ("\0",))
-        if kept and not (self.form == "nbits" and self.bits == 4):
+        if self._kept(name) and not (self.form == "nbits" and self.bits == 4):
             y = self._unfolded(g, x, name, weight)
         elif self.form == "nbits":
-            y = self._nbits(g, x, name, weight, 8 if kept else self.bits)
+            y = self._nbits(g, x, name, weight, self._bits(name))
         elif self.form == "integer":
             values, scale = _per_row(weight)
             y = self._product(g, x, g.weight(name, values.T), g.weight(f"{name}.scale", scale), positive)
@@ -47,8 +46,14 @@ class Linear:
             y = g.node("MatMul", [x, g.weight(name, weight.T)])
         return g.node("Add", [y, g.weight(f"{name}.bias", bias.astype(np.float32))]) if bias is not None else y
 
+    def _kept(self, name: str) -> bool:
+        return self.form != "fp32" and name.endswith(self.keep_high or ("\0",))
+
+    def _bits(self, name: str) -> int:
+        return 8 if self._kept(name) else self.bits
+
     def embed(self, g: Graph, ids: str, name: str, weight: np.ndarray) -> str:
-        """Rows of `weight` [V, K] for ids [...], in 8 bits at least."""
+        """Rows of `weight` [V, K] for ids [...]."""
         weight = weight.astype(np.float32)
         if self.form == "fp32":
             return g.node("Gather", [g.weight(name, weight), ids])
@@ -56,18 +61,18 @@ class Linear:
             values, scale = _per_row(weight)
             rows = g.node("Cast", [g.node("Gather", [g.weight(name, values), ids])], to=1)
             return g.node("Mul", [rows, g.node("Gather", [g.weight(f"{name}.scale", scale[:, None]), ids])])
-        values, scales, _ = _blocks(weight, 8)
-        # MatMulNBits' layout [V, blocks, block] with zero point 128 serves the lookup too: stored once.
-        rows = g.node("Cast", [g.node("Gather", [g.weight(name, values), ids])], to=1)
-        centred = g.node("Sub", [rows, g.constant(128.0, np.float32)])
-        scale = g.node("Unsqueeze", [g.node("Gather", [g.weight(f"{name}.scale", scales), ids]), g.constant([-1])])
-        return g.node("Reshape", [g.node("Mul", [centred, scale]), g.constant([0, 0, -1])])
+        # MatMulNBits' bytes [V, blocks, bytes] serve the lookup too, as [V, all bytes of a row]: stored once.
+        bits = self._bits(name)
+        values, scales, block = _blocks(weight, bits)
+        rows = g.weight(f"{name}.rows", values.reshape(len(values), -1), bytes_of=name)
+        return g.node("GatherBlockQuantized", [rows, ids, g.weight(f"{name}.scale", scales)], domain=DOMAIN, gather_axis=0,
+                      quantize_axis=1, block_size=block, bits=bits)
 
     def head(self, g: Graph, x: str, name: str, weight: np.ndarray) -> str:
         """Logits x [..., K] -> [..., V] with an embedding's own weight: the same bytes as `embed` stored."""
         weight = weight.astype(np.float32)
         if self.form == "nbits":
-            return self._nbits(g, x, name, weight, 8)
+            return self._nbits(g, x, name, weight, self._bits(name))
         if self.form == "fp32":
             return g.node("MatMul", [x, g.node("Transpose", [g.weight(name, weight)], perm=[1, 0])])
         values, scale = _per_row(weight)
