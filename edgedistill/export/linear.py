@@ -100,13 +100,15 @@ class Linear:
     def _product(self, g: Graph, x: str, weight: str, column: str, positive: bool = False) -> str:
         """u8 x s8 with a scale for each token: x is about (q - zero point) * row, the zero point 128 (`positive`: 0)."""
         zero, steps = (0, 255) if positive else (128, 127)
-        size = x if positive else g.node("Abs", [x])
-        largest = g.node("Max", [g.node("ReduceMax", [size, g.constant([-1])], keepdims=1), g.constant(1e-8, np.float32)])
-        row = g.node("Mul", [largest, g.constant(np.float32(1 / steps), np.float32)])
-        scale = g.node("Reshape", [row, g.constant([-1])])
-        if f"zeros {zero}" not in g.shared:
-            g.shared[f"zeros {zero}"] = g.node("Expand", [g.constant([zero], np.uint8), g.node("Shape", [scale])])
-        quantised = g.node("QuantizeLinear", [x, scale, g.shared[f"zeros {zero}"]], axis=1)
+        if f"{x} quantised" not in g.shared:  # the cross keys and values of all layers read the same input
+            size = x if positive else g.node("Abs", [x])
+            largest = g.node("Max", [g.node("ReduceMax", [size, g.constant([-1])], keepdims=1), g.constant(1e-8, np.float32)])
+            row = g.node("Mul", [largest, g.constant(np.float32(1 / steps), np.float32)])
+            scale = g.node("Reshape", [row, g.constant([-1])])
+            if f"zeros {zero}" not in g.shared:
+                g.shared[f"zeros {zero}"] = g.node("Expand", [g.constant([zero], np.uint8), g.node("Shape", [scale])])
+            g.shared[f"{x} quantised"] = (g.node("QuantizeLinear", [x, scale, g.shared[f"zeros {zero}"]], axis=1), row)
+        quantised, row = g.shared[f"{x} quantised"]
         product = g.node("MatMulIntegerToFloat", [quantised, weight, g.constant(1.0, np.float32), column,
                                                   g.constant(zero, np.uint8)], domain=DOMAIN)
         return g.node("Mul", [product, row])
