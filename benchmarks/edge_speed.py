@@ -3,8 +3,8 @@
     EDGEDISTILL_MODELS=... python benchmarks/edge_speed.py --peers PYTHON [--students t5-small,smollm2-135m] [--threads 2]
 
 t5-small's or t5-base's shape with random weights, the full vocabulary of 32,128 pieces or one of 8,000, 64 input tokens, 4 or
-48 output tokens; or SmolLM2-135M (its Q4_1 file dequantised, full vocabulary), a prompt of 64 tokens, 32 new ones. Batch 1,
-greedy, the end suppressed, no tokenisation in any engine. PYTHON is an interpreter with its own versions:
+48 output tokens; or SmolLM2-135M (its Q4_1 file dequantised, full vocabulary), a prompt of 64 tokens, 1 or 32 new ones. Batch
+1, greedy, the end suppressed, no tokenisation in any engine. PYTHON is an interpreter with its own versions:
 
     pip install optimum-onnx[onnxruntime]==0.1.0 'transformers<4.58' ctranslate2 'torch>=2.6,<2.14' sentencepiece
 
@@ -13,7 +13,9 @@ after the one before. CTranslate2: int8, beam 1, its default backend. optimum: i
 scale for each channel. llama.cpp: the GGUF file requantised to Q8_0 or Q4_0. `agreement` is the share of positions where an
 engine gives torch's fp32 token (random weights say one token over and over: it proves little). `peak_mb` is the peak resident
 size less that before the model was opened; CTranslate2 and optimum convert in the same process first and use that memory
-again, so theirs is too small; `serving_mb` is the peak since the model was opened. Writes benchmarks/results/edge-speed/.
+again, so theirs is too small; `serving_mb` is the peak since the model was opened. `floor_ms` is a token's:
+the bytes of a bundle's products, read in the same rounds by as many threads (edgedistill/probe.py), against `token_ms`, what
+a further token takes. Writes benchmarks/results/edge-speed/.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ OTHERS = {"optimum int8": ("optimum", "int8"), "torch fp32": ("torch", "fp32")}
 FAMILIES = {
     "t5": ({**OURS, "ctranslate2 int8": ("ctranslate2", "int8"), **OTHERS}, ("full", "8k"), (4, 48)),
     "smollm2": ({**OURS, "llama.cpp Q8_0": ("llama_cpp", "Q8_0"), "llama.cpp Q4_0": ("llama_cpp", "Q4_0"), **OTHERS},
-                ("full",), (32,))}
+                ("full",), (1, 32))}
 
 
 def main() -> None:
@@ -62,10 +64,11 @@ def main() -> None:
 def measure(student: str, args: argparse.Namespace) -> None:
     """One student in every engine, taken in turns; writes its result file."""
     from edgedistill import machine, runs
+    from edgedistill.probe import Reader
 
     engines, vocabularies, outputs = FAMILIES[student.split("-")[0]]
     with tempfile.TemporaryDirectory() as place:
-        workers, facts = {}, {}
+        workers, facts, floors = {}, {}, {}
         try:
             for vocabulary in vocabularies:
                 folder = Path(place) / vocabulary
@@ -83,7 +86,10 @@ def measure(student: str, args: argparse.Namespace) -> None:
                                                     stdout=subprocess.PIPE, text=True)
                     facts[key] = _read(workers[key])
                     print(key, facts[key], flush=True)
+                    if engine == "edge":
+                        floors[key] = Reader(read_by_a_token(made), args.threads)
             ms: dict[str, dict[int, list[float]]] = {key: {n: [] for n in outputs} for key in workers}
+            floor_ms: dict[str, list[float]] = {key: [] for key in floors}
             tokens: dict[str, list[int]] = {}
             peaks: dict[str, dict[str, float]] = {}
             order = list(workers)
@@ -94,6 +100,9 @@ def measure(student: str, args: argparse.Namespace) -> None:
                         answer = ask(workers[key], n)
                         if turn >= 3:
                             ms[key][n].append(answer["ms"])
+                            if n == outputs[-1] and key in floors:
+                                time.sleep(0.02)
+                                floor_ms[key].append(1e3 * floors[key].read(n) / n)
                         tokens[key] = answer["tokens"]
                         peaks[key] = {which: answer[which] for which in ("serving_mb", "peak_mb")}
         finally:
@@ -103,7 +112,11 @@ def measure(student: str, args: argparse.Namespace) -> None:
     for key in workers:
         name, vocabulary = key.split(", ")
         reference = tokens.get(f"torch fp32, {vocabulary}")
+        token = [(b - a) / (outputs[-1] - outputs[0]) for a, b in zip(*ms[key].values(), strict=True)]
+        floor = {"floor_ms": round(statistics.median(floor_ms[key]), 3),
+                 "read_by_a_token": sum(part.nbytes for part in floors[key].parts)} if key in floors else {}
         entries.append({"engine": name, "vocabulary": vocabulary, **facts[key], **peaks[key],
+                        "token_ms": round(statistics.median(token), 3), **floor,
                         "ms": {n: round(statistics.median(ms[key][n]), 2) for n in outputs},
                         "quartiles": {n: [round(q, 2) for q in statistics.quantiles(ms[key][n], n=4)[::2]] for n in outputs},
                         "agreement": reference and round(sum(a == b for a, b in zip(tokens[key], reference, strict=False))
@@ -160,6 +173,17 @@ def bundle(folder: Path, place: Path, precision: str, target: str) -> None:
     if student.format is None:
         student.set_task(None)
     write(student, place, precision, cards.load(Target, target))
+
+
+def read_by_a_token(place: Path) -> int:
+    """Bytes of the weights and scales that the products of one more token read."""
+    import onnx
+
+    graph = onnx.load(place / ("decoder.onnx" if (place / "decoder.onnx").exists() else "model.onnx"),
+                      load_external_data=False).graph
+    read = {name for node in graph.node if node.op_type == "MatMulNBits" for name in node.input}
+    return sum(int(entry.value) for each in graph.initializer if each.name in read
+               for entry in each.external_data if entry.key == "length")
 
 
 def source() -> list[int]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import tiny_students
 
-from edgedistill import cards
+from edgedistill import cards, probe
 from edgedistill.bench import bench
 from edgedistill.cards import Target
 from edgedistill.edge import Student
@@ -123,3 +123,11 @@ def test_bench_and_eval_say_what_is_missing(tmp_path: Path, bundle: Path, rows: 
         bench(str(bundle), n=0)
     with pytest.raises(UsageError, match="no such file"):
         evaluate(str(tmp_path / "nothing.gguf"), data=str(rows))
+
+
+def test_the_probe_reads_all_of_a_buffer() -> None:
+    reader = probe.Reader(4_000_000, 2)
+    assert sum(part.nbytes for part in reader.parts) == 4_000_000
+    assert all((part == 1).all() for part in reader.parts)
+    few, many = (min(reader.read(passes) for _ in range(5)) for passes in (5, 100))
+    assert many > 3 * few > 0

@@ -17,7 +17,7 @@ import numpy as np
 
 from edgedistill.export.graph import DOMAIN, Graph
 
-BLOCKS = {8: (128, 64, 32, 16), 4: (64, 32, 16)}  # inputs that share a scale: the first that divides the matrix
+BLOCKS = {8: (256, 128, 64, 32, 16), 4: (64, 32, 16)}  # inputs that share a scale: the first that divides the matrix
 # Scales tried for a 4-bit block, as shares of the one that reaches its largest number: rounding the rest better can be worth
 # more than reaching it.
 SHARES = np.linspace(0.7, 1.05, 15)
