@@ -5,10 +5,10 @@
 Everything is made here: rows by `wordmath.generate`, a tokenizer trained on the training rows, a T5 with random weights; the
 verb trains it (`--method finetune`). Two sets are measured after the training, greedy, an answer being right by its value:
 
-- `known`: templates of the training rows, with names and numbers drawn anew (no equation that its template had in training);
+- `known`: the built-in templates of training, with names and numbers drawn anew (no equation that its template had there);
 - `unseen`: the 26 templates of the test split, none of which is in the training or dev rows.
 
-`--templates FILE` adds training templates in the form of tasks/wordmath.py. Those of benchmarks/wordmath_more.txt (672) were
+`--templates FILE` adds training templates in the form of tasks/wordmath.py. Those of benchmarks/wordmath_more.txt (2,347) were
 written by a language model that was shown the skeletons with two training templates each and no other file: whoever writes
 more must not have read those of dev or test.
 
@@ -26,6 +26,7 @@ import re
 import string
 import time
 from collections import Counter, defaultdict
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,12 @@ def read_templates(path: Path) -> list[wordmath.Template]:
 def split(n: int, more: list[wordmath.Template]) -> tuple[dict[str, list[Row]], list[Row], list[Row]]:
     """({"train": n rows, "dev": DEV rows}, known, unseen): no template and equation together stand in two of them.
 
-    Each training template, those of `more` too, has about the same number of rows.
+    The built-in templates have an eighth of the training rows, as many each; of the others each skeleton has as many.
     """
     rng = random.Random("more")
-    extra = [more[i % len(more)] for i in range(round(n * len(more) / (len(more) + wordmath.template_counts()["train"])))]
+    kinds = [cycle([template for template in more if template.skeleton == kind])
+             for kind in sorted({template.skeleton for template in more})]
+    extra = [next(kinds[i % len(kinds)]) for i in range(n - n // 8)] if more else []
     filled = [(template, *wordmath._fill(template, rng)) for template in extra]
     training = drawn("train", n - len(extra), SEEDS["train"]) + [
         Row(f"more-{i}", text, label, meta={"template": template.id}) for i, (template, text, label, _) in enumerate(filled)]

@@ -56,6 +56,7 @@ KEEP_HIGH = {"int8": ((), ("qkv",)),
              "int4": ((), ("embed", "head"), ("embed", "head", "qkv", "cross_q"),
                       ("embed", "head", "qkv", "cross_q", "down", "wo"),
                       ("embed", "head", "qkv", "cross_q", "down", "wo", "o", "cross_o"))}
+FEEDBACK_ROWS = 128          # training questions by whose inputs 4-bit weights are rounded
 PARITY_INPUTS = 50           # inputs on which the fp32 graph must repeat torch's greedy tokens
 
 # run

@@ -14,10 +14,11 @@ import onnxruntime as ort
 
 from edgedistill.errors import UsageError
 
-_QUIET = 3  # onnxruntime's severity "error"
-# After its work a session's threads look for more so long before they sleep: a step follows at once while a text is decoded,
-# but the encoder's threads must not be in the decoder's way, and between requests a device wants its cores back.
-_SPIN_US = "50"
+QUIET = 3  # onnxruntime's severity "error"
+# After a product a session's threads look for more so long before they sleep: a step follows at once while a text is decoded,
+# and between requests a device wants its cores back. The encoder's keep awake during its one run and stop with it, or they
+# would be in the decoder's way (benchmarks/LOG.md).
+_STEP_SPIN_US, _RUN_SPIN_US = "50", "1000"
 
 
 def open_graphs(folder: Path, graph: dict[str, Any], threads: int) -> Decoder | EncoderDecoder:
@@ -28,13 +29,14 @@ def open_graphs(folder: Path, graph: dict[str, Any], threads: int) -> Decoder | 
     return kinds[graph["kind"]](folder, graph, threads)
 
 
-def session(path: Path, threads: int) -> ort.InferenceSession:
-    """A session on the CPU with `threads` threads."""
+def session(path: Path, threads: int, steps: bool = True) -> ort.InferenceSession:
+    """A session on the CPU with `threads` threads, for many `steps` after each other or for one run a request."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.log_severity_level = _QUIET
-    options.add_session_config_entry("session.intra_op.spin_duration_us", _SPIN_US)
+    options.log_severity_level = QUIET
+    options.add_session_config_entry("session.intra_op.spin_duration_us", _STEP_SPIN_US if steps else _RUN_SPIN_US)
+    options.add_session_config_entry("session.force_spinning_stop", "0" if steps else "1")
     return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
@@ -122,7 +124,7 @@ class EncoderDecoder:
     """A T5: the encoder once a request, then one decoder step a token."""
 
     def __init__(self, folder: Path, graph: dict[str, Any], threads: int) -> None:
-        self.encoder = session(folder / "encoder.onnx", threads)
+        self.encoder = session(folder / "encoder.onnx", threads, steps=False)
         self.max_length, self.max_input = graph["max_length"], graph["max_input"]
         self.length = np.zeros(1, np.int32)
         self.state = Step(session(folder / "decoder.onnx", threads), graph, past_length=self.length)

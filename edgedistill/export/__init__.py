@@ -95,10 +95,11 @@ def _export(stage: runs.Stage, folder: Path, target: Target, trained: dict[str, 
                         f"first on {texts[first][:60]!r}; the student's architecture is not exported right: please report")
     ready, agreement, kept = fp32, 1.0, ()
     scores = dict.fromkeys(("fp32", precision), _accuracy(student, dev, exact[: len(dev)]))
+    feedback = _feedback(run, student) if precision == "int4" else None
     # First everything quantized; where that changes too many tokens or answers, the sensitive products go back.
     for attempt in defaults.KEEP_HIGH.get(precision, ()):
         folder = stage.path / f"{precision}.{len(attempt)}.part"
-        write(student, folder, precision, target, attempt)
+        write(student, folder, precision, target, attempt, feedback)
         tokens = _tokens(Edge.load(folder, machine.cores()), texts, precision)
         found = _agreement(exact, tokens), _accuracy(student, dev, tokens[: len(dev)])
         if ready is fp32 or (found[1], found[0]) > (scores[precision], agreement):
@@ -134,10 +135,11 @@ def _export(stage: runs.Stage, folder: Path, target: Target, trained: dict[str, 
     return result
 
 
-def write(student: Any, folder: Path, precision: str, target: Target, keep_high: tuple[str, ...] = ()) -> None:
+def write(student: Any, folder: Path, precision: str, target: Target, keep_high: tuple[str, ...] = (),
+          feedback: Any = None) -> None:
     """Writes the graphs, the weights, the tokenizer and the manifest of a bundle into an empty `folder`.
 
-    Products whose names end with one of `keep_high` are kept high (linear.py).
+    Products whose names end with one of `keep_high` are kept high (linear.py); `feedback` rounds those in 4 bits (feedback.py).
     """
     from edgedistill.export import llama, t5
     from edgedistill.export.graph import Weights
@@ -149,7 +151,7 @@ def write(student: Any, folder: Path, precision: str, target: Target, keep_high:
         weights = Weights(folder / "weights.bin")
         try:
             longest = max(form.max_new_tokens(part) + len(form.opening(student.rust, part)) for part in PREFIXES)
-            many, one = _linears(precision, target, keep_high)
+            many, one = _linears(precision, target, keep_high, feedback)
             if student.family == "t5":
                 shape = t5.write(student.model, folder, many, one, weights, form.max_input_tokens, longest)
             else:
@@ -165,7 +167,7 @@ def write(student: Any, folder: Path, precision: str, target: Target, keep_high:
             "graph": {"kind": student.family, **shape}, "format": form.to_dict(), "files": files})
 
 
-def _linears(precision: str, target: Target, keep_high: tuple[str, ...]) -> tuple[Any, Any]:
+def _linears(precision: str, target: Target, keep_high: tuple[str, ...], feedback: Any) -> tuple[Any, Any]:
     """(products with many tokens at once, products with one). int4 leaves an encoder of integer products as fast as it is."""
     from edgedistill.export.linear import Linear
 
@@ -173,7 +175,7 @@ def _linears(precision: str, target: Target, keep_high: tuple[str, ...]) -> tupl
         return Linear("fp32"), Linear("fp32")
     if precision == "int8":
         return Linear(target.encoder, 8, keep_high), Linear(target.linear, 8, keep_high)
-    four = Linear("nbits", 4, keep_high)
+    four = Linear("nbits", 4, keep_high, feedback)
     return Linear("integer", 8) if target.encoder == "integer" else four, four
 
 
@@ -248,6 +250,19 @@ def _gate_rows(run: str, student: Any) -> tuple[list[Row], list[str]]:
         made = wordmath.generate("dev", defaults.PARITY_INPUTS - len(texts))
         texts += [row["input"] for row in made]
     return dev, texts
+
+
+def _feedback(run: str, student: Any) -> Any:
+    """Measured on training questions and the student's own answers; None without training rows."""
+    from edgedistill.export.feedback import measured
+
+    file = Path(run) / "teach" / "data" / "train.jsonl"
+    rows = rows_.read_file(file)[: defaults.FEEDBACK_ROWS] if file.is_file() else []
+    if not rows:
+        return None
+    task = _task(student)
+    texts = [task.question(row) if task else row.input for row in rows]
+    return measured(student, texts, student.generate(texts))
 
 
 def _task(student: Any) -> Any:

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from edgedistill.export.feedback import Feedback
 from edgedistill.export.graph import DOMAIN, Graph
 
 BLOCKS = {8: (256, 128, 64, 32, 16), 4: (64, 32, 16)}  # inputs that share a scale: the first that divides the matrix
@@ -26,10 +27,10 @@ SHARES = np.linspace(0.7, 1.05, 15)
 class Linear:
     """Adds products with weight matrices to graphs, in one form."""
 
-    def __init__(self, form: str, bits: int = 8, keep_high: tuple[str, ...] = ()) -> None:
+    def __init__(self, form: str, bits: int = 8, keep_high: tuple[str, ...] = (), feedback: Feedback | None = None) -> None:
         """`form` is "fp32", "nbits" or "integer"; `bits` those of "nbits"; names that end with one of `keep_high` are kept
-        high."""
-        self.form, self.bits, self.keep_high = form, bits, keep_high
+        high. `feedback` rounds 4-bit products by what the student's inputs are."""
+        self.form, self.bits, self.keep_high, self.feedback = form, bits, keep_high, feedback
 
     def matmul(self, g: Graph, x: str, name: str, weight: np.ndarray, bias: np.ndarray | None = None,
                positive: bool = False) -> str:
@@ -82,7 +83,7 @@ class Linear:
 
     def _nbits(self, g: Graph, x: str, name: str, weight: np.ndarray, bits: int) -> str:
         n, k = weight.shape
-        values, scales, block = _blocks(weight, bits)
+        values, scales, block = _blocks(weight, bits, self.feedback, name)
         return g.node("MatMulNBits", [x, g.weight(name, values), g.weight(f"{name}.scale", scales)], domain=DOMAIN,
                       K=k, N=n, bits=bits, block_size=block, accuracy_level=4)
 
@@ -121,7 +122,8 @@ def _per_row(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.round(weight / safe[:, None]).astype(np.int8), scale
 
 
-def _blocks(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, int]:
+def _blocks(weight: np.ndarray, bits: int, feedback: Feedback | None = None, name: str = ""
+            ) -> tuple[np.ndarray, np.ndarray, int]:
     """(values [N, K / block, bytes], scales [N, K / block], block), the zero point in the middle of the range.
 
     Of 4-bit values the first of a pair is in the low half of a byte.
@@ -135,24 +137,31 @@ def _blocks(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, int]
         scale = (np.abs(blocks).max(2) / 127).astype(np.float32)
         safe = np.where(scale > 0, scale, 1)
         return (np.round(blocks / safe[:, :, None]) + 128).astype(np.uint8), scale, block
-    values, scale = _four_bits(blocks)
+    values, scale = (feedback and feedback.blocks(name, weight, block, _four_bit_scale)) or _four_bits(blocks)
+    values = (values + 8).astype(np.uint8)
     return values[:, :, 0::2] | values[:, :, 1::2] << 4, scale, block
 
 
 def _four_bits(blocks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(values 0..15 with zero point 8 [N, blocks, block], scales [N, blocks]) of the least squared error among SHARES.
+    """(values -8..7 [N, blocks, block], scales [N, blocks])."""
+    scales = _four_bit_scale(blocks)
+    safe = np.where(scales == 0, 1, scales)[..., None]
+    return np.clip(np.round(blocks / safe), -8, 7), scales
+
+
+def _four_bit_scale(blocks: np.ndarray) -> np.ndarray:
+    """The scale [...] of each of `blocks` [..., block], of the least squared error among SHARES.
 
     -8 has no counterpart, so the scale has the sign that puts a block's largest number there.
     """
-    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(2)[:, :, None], 2)[:, :, 0]
+    largest = np.take_along_axis(blocks, np.abs(blocks).argmax(-1)[..., None], -1)[..., 0]
     base = largest / -8
     best = np.full(base.shape, np.inf, np.float32)
     scales = base.astype(np.float32)
     for share in SHARES:
         scale = (base * share).astype(np.float32)
-        safe = np.where(scale == 0, 1, scale)[:, :, None]
-        error = np.square(np.clip(np.round(blocks / safe), -8, 7) * safe - blocks).sum(2)
+        safe = np.where(scale == 0, 1, scale)[..., None]
+        error = np.square(np.clip(np.round(blocks / safe), -8, 7) * safe - blocks).sum(-1)
         better = error < best
         best, scales = np.where(better, error, best), np.where(better, scale, scales)
-    safe = np.where(scales == 0, 1, scales)[:, :, None]
-    return (np.clip(np.round(blocks / safe), -8, 7) + 8).astype(np.uint8), scales
+    return scales
