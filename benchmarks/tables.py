@@ -152,17 +152,23 @@ def edge() -> str:
     lines = []
     for path in sorted((RESULTS / "edge-speed").glob("*.json"), reverse=True):
         r = _json(path)
+        if r["threads"] != 2:
+            continue
         outputs = list(r["results"][0]["ms"])
         lines += [f"{r['student']}, {r['input_tokens']} input tokens, {r['threads']} thread{'s' if r['threads'] > 1 else ''}, "
                   f"medians of {r['rounds']} requests taken in turns ([script](benchmarks/edge_speed.py), "
                   f"[result](benchmarks/results/edge-speed/{path.name})):", "",
-                  f"| engine | vocabulary | {' | '.join(f'ms, {n} tokens' for n in outputs)} | MB | load ms |",
-                  "|---|---|" + "---|" * (len(outputs) + 2)]
+                  f"| engine | vocabulary | {' | '.join(f'ms for {n}' for n in outputs)} | ms a token (floor) | MB | "
+                  "serving MB | load ms |", "|---|---|" + "---|" * (len(outputs) + 4)]
         for e in r["results"]:
             times = " | ".join(f"{e['ms'][n]:.1f}" for n in outputs)
             lines.append(f"| {e['engine']} | {e['vocabulary']} | {times} | "
-                         f"{e['bytes'] / 1e6:.1f} | {e['load_ms']:.0f} |")
+                         f"{e['token_ms']:.2f}" + (f" ({e['floor_ms']:.2f})" if "floor_ms" in e else "")
+                         + f" | {e['bytes'] / 1e6:.1f} | {e['serving_mb']:.0f} | {e['load_ms']:.0f} |")
         lines.append("")
+    lines += ["`ms for 4`: a request with 4 tokens of output. The floor: the bytes of a token's weights, read by as many "
+              "threads in the same rounds. CTranslate2 and optimum convert in the process that is measured: their memory is "
+              "read too small.", ""]
     for path in sorted((RESULTS / "edge-exact").glob("*.json")):
         r = _json(path)
         lines += [f"What quantising costs the `{r['run']}` student on SVAMP's {r['rows']} test rows, target `{r['target']}` "

@@ -125,7 +125,7 @@ def prepare(cache: Path) -> None:
         (apt / "apt.conf").write_text(
             f'Dir::State "{apt}"; Dir::State::Lists "{apt}/lists"; Dir::State::status "{apt}/status"; Dir::Cache "{apt}";\n'
             f'Dir::Cache::archives "{apt}/archives"; APT::Architecture "{arch}"; APT::Architectures {{ "{arch}"; }};\n'
-            'APT::Sandbox::User "root"; Acquire::Languages "none";\n')
+            'APT::Sandbox::User "root"; Acquire::Languages "none"; Acquire::http::Timeout "20";\n')
         _run(["apt-get", "-qq", "update"], apt)
         _run(["apt-get", "-qq", "download", *packages], apt)
         for package in apt.glob("*.deb"):
