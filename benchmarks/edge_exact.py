@@ -20,7 +20,8 @@ import torch
 from edgedistill import machine, runs
 from edgedistill.edge import Student
 from edgedistill.errors import GateError
-from edgedistill.export import _agreement, export
+from edgedistill.export import export
+from edgedistill.export.gates import agreement
 from edgedistill.tasks import data as rows_
 from edgedistill.tasks.metrics import interval, paired
 from edgedistill.tasks.task import Task
@@ -64,7 +65,7 @@ def main() -> None:
         bound = [edge.answer(text, choices=row.choices) for text, row in zip(texts, rows, strict=True)]
         entries.append({
             "precision": precision, **share(answers), "minus_torch": paired(answers, by_torch),
-            "same": sum(a == b for a, b in zip(tokens, reference, strict=True)), "agreement": _agreement(reference, tokens),
+            "same": sum(a == b for a, b in zip(tokens, reference, strict=True)), "agreement": agreement(reference, tokens),
             "answer": share(right([each.text for each in bound])), "confidence": round(sum(
                 each.confidence for each in bound) / len(bound), 4),
             **{key: made[key] for key in ("bytes", "kept_high", "fp32_accuracy", "accuracy_rows")}, "dev": made["accuracy"]})

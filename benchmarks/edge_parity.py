@@ -21,7 +21,8 @@ import torch
 from edgedistill import cards, defaults, machine, runs
 from edgedistill.cards import Target
 from edgedistill.edge import Student
-from edgedistill.export import _agreement, write
+from edgedistill.export import write
+from edgedistill.export.gates import agreement
 from edgedistill.train.students import load
 
 RESULT = Path(__file__).parent / "results" / "edge-parity.json"
@@ -64,7 +65,7 @@ def compared(student: Any) -> dict[str, Any]:
             graphs = Student.load(Path(place) / "b", machine.cores()).graphs
             tokens = [greedy(graphs, source, opening, form.eos_id) for source in sources]
         found[precision] = {"same": sum(a == b for a, b in zip(expected, tokens, strict=True)),
-                            "agreement": _agreement(expected, tokens)}
+                            "agreement": agreement(expected, tokens)}
     return found
 
 

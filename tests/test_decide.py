@@ -147,3 +147,15 @@ def test_a_chain_of_thought_is_not_scored(tmp_path: Path) -> None:
     chain = dataclasses.replace(CHOICE, name="chain")
     _, edge = bundle(tmp_path / "bundle", "t5", chain, chain=True)
     assert edge._options(()) == {}
+
+
+def test_spaces_do_not_fill_an_answer() -> None:
+    """A student that would write nothing but spaces writes one."""
+    grammar = decide.Arithmetic([(0, "</s>"), (1, "▁"), (2, "▁7"), (3, "7"), (4, "▁▁")], 0)
+    logits, written = np.array([0.0, 5.0, 1.0, 2.0, 4.0]), []
+    for _ in range(3):
+        written.append(grammar.pick(logits))
+        grammar.take(written[-1])
+    assert written == [1, 3, 1]
+    grammar.begin()
+    assert grammar.pick(logits) == 1

@@ -51,13 +51,19 @@ class Arithmetic:
             if piece and token != end and set(piece) <= _WRITTEN:
                 self.texts[token] = piece
         self.ids = np.array([end, *self.texts])
-        self.end, self.state = end, self.BEGIN
+        self.end = end
+        self.begin()
+
+    def begin(self) -> None:
+        """Before the first token of a text."""
+        self.state, self.blank = self.BEGIN, False
 
     def allows(self, token: int) -> bool:
         """Whether the token may come now."""
         if token == self.end:
             return self.state[0] == 0 and self.state[1] not in ("", "point")
-        return token in self.texts and follow(self.state, self.texts[token]) is not None
+        text = self.texts.get(token)  # spaces go nowhere: none behind another, or they could fill an answer
+        return text is not None and not (self.blank and text.isspace()) and follow(self.state, text) is not None
 
     def pick(self, logits: np.ndarray) -> int:
         """The most probable token that may come now; the end where nothing may."""
@@ -68,7 +74,7 @@ class Arithmetic:
 
     def take(self, token: int) -> None:
         """Goes on behind a token that was allowed."""
-        self.state = follow(self.state, self.texts[token])
+        self.state, self.blank = follow(self.state, self.texts[token]), self.texts[token].endswith(" ")
 
 
 def follow(state: tuple[int, str], text: str) -> tuple[int, str] | None:

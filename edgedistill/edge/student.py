@@ -119,7 +119,7 @@ class Student:
         if self._arithmetic is None:
             pieces = ((i, piece) for piece, i in self.tokenizer.get_vocab().items())
             self._arithmetic = decide.Arithmetic(pieces, self.format.eos_id)
-        self._arithmetic.state = decide.Arithmetic.BEGIN
+        self._arithmetic.begin()
         return self._arithmetic
 
     def _vote(self, text: str, choices: tuple[str, ...], samples: int, seed: int) -> Answer:

@@ -8,12 +8,12 @@ from typing import Any
 
 from edgedistill import cards, defaults, machine, runs
 from edgedistill.cards import Target
-from edgedistill.edge import bundle
+from edgedistill.edge import bundle, decide
 from edgedistill.edge.format import PREFIXES
 from edgedistill.errors import Error, GateError, UsageError, need
-from edgedistill.progress import Progress, clock, say
+from edgedistill.export import gates
+from edgedistill.progress import clock, say
 from edgedistill.tasks import data as rows_
-from edgedistill.tasks.data import Row
 
 PRECISIONS = ("fp32", "int8", "int4")
 
@@ -74,7 +74,7 @@ def _export(stage: runs.Stage, folder: Path, target: Target, trained: dict[str, 
     if student.format is None:
         student.set_task(None)
     vocabulary = _trim(student, run, stage.config["vocab"]) if "vocab" in stage.config else None
-    dev, texts = _gate_rows(run, student)
+    dev, texts = gates.rows(run, student)
     say("export plan")
     say(f"  student   {student.parameters() / 1e6:.1f} M parameters, {student.family}, {len(student.tokenizer)} pieces")
     say(f"  bundle    {precision} for {target.name} ({target.linear}), default {target.threads} threads")
@@ -87,28 +87,29 @@ def _export(stage: runs.Stage, folder: Path, target: Target, trained: dict[str, 
     reference = student.generate(texts, batch_size=8)
     fp32 = stage.path / "fp32.part"
     write(student, fp32, "fp32", target)
-    exact = _tokens(Edge.load(fp32, machine.cores()), texts, "fp32")
+    exact = gates.tokens(Edge.load(fp32, machine.cores()), texts, "fp32")
     same = sum(a == b for a, b in zip(exact, reference, strict=True))
     if same < len(texts):
         first = next(i for i, (a, b) in enumerate(zip(exact, reference, strict=True)) if a != b)
         raise GateError(f"the fp32 graph gives other tokens than torch on {len(texts) - same} of {len(texts)} inputs, "
                         f"first on {texts[first][:60]!r}; the student's architecture is not exported right: please report")
     ready, agreement, kept = fp32, 1.0, ()
-    scores = dict.fromkeys(("fp32", precision), _accuracy(student, dev, exact[: len(dev)]))
+    answers = gates.answered(Edge.load(fp32, machine.cores()), dev)
+    scores = dict.fromkeys(("fp32", precision), answers.accuracy)
     feedback = _feedback(run, student) if precision == "int4" else None
     # First everything quantized; where that changes too many tokens or answers, the sensitive products go back.
     for attempt in defaults.KEEP_HIGH.get(precision, ()):
         folder = stage.path / f"{precision}.{len(attempt)}.part"
         write(student, folder, precision, target, attempt, feedback)
-        tokens = _tokens(Edge.load(folder, machine.cores()), texts, precision)
-        found = _agreement(exact, tokens), _accuracy(student, dev, tokens[: len(dev)])
-        if ready is fp32 or (found[1], found[0]) > (scores[precision], agreement):
-            ready, kept = folder, attempt
-            agreement, scores[precision] = found
-        if agreement >= defaults.MIN_AGREEMENT[precision] and _drop(scores, precision) <= max_drop:
+        edge = Edge.load(folder, machine.cores())
+        agree, its = gates.agreement(exact, gates.tokens(edge, texts, precision)), gates.answered(edge, dev)
+        if ready is fp32 or (its.accuracy, agree) > (scores[precision], agreement):
+            ready, kept, answers = folder, attempt, its
+            agreement, scores[precision] = agree, its.accuracy
+        if agreement >= defaults.MIN_AGREEMENT[precision] and gates.drop(scores, precision) <= max_drop:
             break
-    if dev and _drop(scores, precision) > max_drop:
-        raise GateError(f"{precision} loses {_drop(scores, precision):.1f} points of dev accuracy "
+    if dev and gates.drop(scores, precision) > max_drop:
+        raise GateError(f"{precision} loses {gates.drop(scores, precision):.1f} points of dev accuracy "
                         f"({100 * scores['fp32']:.1f} to {100 * scores[precision]:.1f} %, {len(dev)} rows), "
                         f"--max-drop allows {max_drop:g}; take another --target, --fp32 or a higher --max-drop")
     onnx_bytes = sum(p.stat().st_size for p in ready.iterdir() if p.suffix in (".onnx", ".bin"))
@@ -122,7 +123,7 @@ def _export(stage: runs.Stage, folder: Path, target: Target, trained: dict[str, 
         "seconds": stage.seconds()}
     final = stage.path / "bundle"
     shutil.rmtree(final, ignore_errors=True)
-    _describe(ready, result, trained, _calibration(Edge.load(ready, machine.cores()), dev), vocabulary)
+    _describe(ready, result, trained, decide.fit(answers.confidences, answers.right), vocabulary)
     ready.rename(final)
     for part in stage.path.glob("*.part"):
         shutil.rmtree(part)
@@ -179,16 +180,6 @@ def _linears(precision: str, target: Target, keep_high: tuple[str, ...], feedbac
     return Linear("integer", 8) if target.encoder == "integer" else four, four
 
 
-def _calibration(edge: Any, dev: list[Row]) -> dict[str, float] | None:
-    """How confidences become shares of right answers, from the dev rows; None where they are too few or all alike."""
-    from edgedistill.edge import decide
-
-    answers = [edge.answer(edge.task.question(row), choices=row.choices) for row in dev]
-    return decide.fit([answer.confidence for answer in answers], [
-        edge.task.same(edge.task.parse(answer.text, row.choices), edge.task.label(row))
-        for answer, row in zip(answers, dev, strict=True)])
-
-
 def _describe(folder: Path, result: dict[str, Any], trained: dict[str, Any] | None,
               calibration: dict[str, float] | None, vocabulary: dict[str, Any] | None) -> None:
     """Adds the numbers to the manifest and writes the bundle's README."""
@@ -222,7 +213,7 @@ def _trim(student: Any, run: str, vocab: str) -> dict[str, Any]:
     splits = {p.stem: rows_.read_file(p) for p in (folder / "data").glob("*.jsonl")} if folder.is_dir() else {}
     if "train" not in splits:
         raise UsageError(f"--vocab {vocab} keeps the pieces of the run's rows, and {run} has none: teach there first")
-    task, before, tokenizer = _task(student), student.model.config.vocab_size, student.rust
+    task, before, tokenizer = gates.task(student), student.model.config.vocab_size, student.rust
     asked = {name: [task.question(row) if task else row.input for row in rows] for name, rows in splits.items()}
     texts = [*PREFIXES.values(), *asked["train"], *asked.get("dev", []), *(row.label or "" for row in splits["train"])]
     if (folder / "corpus.jsonl").is_file():
@@ -235,23 +226,6 @@ def _trim(student: Any, run: str, vocab: str) -> dict[str, Any]:
     return {"full": before, "kept": len(keep), "coverage": round(same / len(others), 4), "map": keep}
 
 
-def _gate_rows(run: str, student: Any) -> tuple[list[Row], list[str]]:
-    """(labelled dev rows, texts): the dev rows first, filled up to the parity gate's number with training rows."""
-    folder = Path(run) / "teach" / "data"
-    splits = {p.stem: rows_.read_file(p) for p in folder.glob("*.jsonl")} if folder.is_dir() else {}
-    task = _task(student)
-    dev = [row for row in splits.get("dev", []) if row.label is not None] if task else []
-    texts = [task.question(row) if task else row.input for row in dev]
-    more = [task.question(row) if task else row.input for row in splits.get("train", [])]
-    texts += more[: max(0, defaults.PARITY_INPUTS - len(texts))]
-    if len(texts) < defaults.PARITY_INPUTS:
-        from edgedistill.tasks import wordmath
-
-        made = wordmath.generate("dev", defaults.PARITY_INPUTS - len(texts))
-        texts += [row["input"] for row in made]
-    return dev, texts
-
-
 def _feedback(run: str, student: Any) -> Any:
     """Measured on training questions and the student's own answers; None without training rows."""
     from edgedistill.export.feedback import measured
@@ -260,42 +234,6 @@ def _feedback(run: str, student: Any) -> Any:
     rows = rows_.read_file(file)[: defaults.FEEDBACK_ROWS] if file.is_file() else []
     if not rows:
         return None
-    task = _task(student)
+    task = gates.task(student)
     texts = [task.question(row) if task else row.input for row in rows]
     return measured(student, texts, student.generate(texts))
-
-
-def _task(student: Any) -> Any:
-    from edgedistill.tasks.task import Task
-
-    return Task.from_dict(student.format.task) if student.format.task else None
-
-
-def _tokens(edge: Any, texts: list[str], name: str) -> list[list[int]]:
-    progress = Progress(f"gate {name}", len(texts), "inputs")
-    out = []
-    for text in texts:
-        out.append(edge.generate(text).ids)
-        progress.advance()
-    return out
-
-
-def _accuracy(student: Any, dev: list[Row], outputs: list[list[int]]) -> float:
-    if not dev:
-        return 0.0
-    task = _task(student)
-    right = sum(task.same(task.parse(student.answer(ids), row.choices), task.label(row))
-                for ids, row in zip(outputs, dev, strict=True))
-    return round(right / len(dev), 4)
-
-
-def _drop(scores: dict[str, float], precision: str) -> float:
-    """Points of accuracy that quantizing costs."""
-    return round(100 * (scores["fp32"] - scores[precision]), 6)
-
-
-def _agreement(a: list[list[int]], b: list[list[int]]) -> float:
-    """Share of positions with the same token, over the longer of each two outputs."""
-    same = sum(sum(x == y for x, y in zip(left, right, strict=False)) for left, right in zip(a, b, strict=True))
-    total = sum(max(len(left), len(right)) for left, right in zip(a, b, strict=True))
-    return round(same / total, 4) if total else 1.0
