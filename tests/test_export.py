@@ -12,7 +12,7 @@ from edgedistill import cards
 from edgedistill.cards import Target
 from edgedistill.edge import Student
 from edgedistill.errors import GateError, UsageError
-from edgedistill.export import export, linear, write
+from edgedistill.export import export, gates, linear, write
 from edgedistill.export import feedback as feedback_
 from edgedistill.export.feedback import Feedback
 from edgedistill.runs import read_json
@@ -179,13 +179,12 @@ def test_export_writes_a_bundle_whose_manifest_names_every_file(run_folder: Path
 
 def test_a_drop_over_the_limit_is_refused_and_leaves_no_bundle(run_folder: Path, tmp_path: Path,
                                                                monkeypatch: pytest.MonkeyPatch) -> None:
-    import edgedistill.export as module
     from edgedistill.tasks.data import Row
 
     rows = [Row(str(i), text, "( 1 + 1 )") for i, text in enumerate(questions(50))]
-    monkeypatch.setattr(module, "_gate_rows", lambda run, student: (rows, [row.input for row in rows]))
-    scores = iter([0.60, 0.58, 0.58])
-    monkeypatch.setattr(module, "_accuracy", lambda student, dev, outputs: next(scores))
+    monkeypatch.setattr(gates, "rows", lambda run, student: (rows, [row.input for row in rows]))
+    answered = iter(gates.Answered([0.5] * 50, [n < right for n in range(50)]) for right in (30, 29, 29))
+    monkeypatch.setattr(gates, "answered", lambda edge, dev: next(answered))
     with pytest.raises(GateError, match=r"int8 loses 2\.0 points.*--max-drop allows 1\.5"):
         export(str(run_folder), run=str(tmp_path / "run"))
     assert GateError.exit_code == 3
