@@ -8,9 +8,9 @@ verb trains it (`--method finetune`). Two sets are measured after the training, 
 - `known`: the built-in templates of training, with names and numbers drawn anew (no equation that its template had there);
 - `unseen`: the 26 templates of the test split, none of which is in the training or dev rows.
 
-`--templates FILE` adds training templates in the form of tasks/wordmath.py. Those of benchmarks/wordmath_more.txt (3,184; the result: 2,347) were
-written by a language model that was shown the skeletons with two training templates each and no other file: whoever writes
-more must not have read those of dev or test.
+`--templates FILE` adds training templates in the form of tasks/wordmath.py. Those of benchmarks/wordmath_more.txt (3,184; when
+the result was taken 2,347) were written by a language model that was shown the skeletons with two training templates each and
+no other file: whoever writes more must not have read those of dev or test.
 
 The checkpoint is chosen on dev rows: half from the 9 templates of the dev split, half new draws of training templates.
 Result: benchmarks/results/t5-wordmath.json. `ci95` takes rows for independent draws, `ci95_templates` draws whole templates.
