@@ -61,7 +61,8 @@ def test_card_loads_by_name_and_by_path(path):
 def test_folders_of_cards_hold_no_python():
     for top in ("teachers", "export"):
         files = [path for path in kit.folder(top).rglob("*") if path.is_file()]
-        assert files and [path for path in files if path.suffix in (".py", ".pyc", ".so")] == []
+        # export/pi holds the emulated boards, a script for people: nothing imports it.
+        assert files and [path for path in files if path.suffix in (".py", ".pyc", ".so") and "pi" not in path.parts] == []
 
 
 @pytest.mark.parametrize(("kind", "readme"), [
