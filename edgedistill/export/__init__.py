@@ -87,14 +87,15 @@ def _export(stage: runs.Stage, folder: Path, target: Target, trained: dict[str, 
     reference = student.generate(texts, batch_size=8)
     fp32 = stage.path / "fp32.part"
     write(student, fp32, "fp32", target)
-    exact = gates.tokens(Edge.load(fp32, machine.cores()), texts, "fp32")
+    edge = Edge.load(fp32, machine.cores())
+    exact = gates.tokens(edge, texts, "fp32")
     same = sum(a == b for a, b in zip(exact, reference, strict=True))
     if same < len(texts):
         first = next(i for i, (a, b) in enumerate(zip(exact, reference, strict=True)) if a != b)
         raise GateError(f"the fp32 graph gives other tokens than torch on {len(texts) - same} of {len(texts)} inputs, "
                         f"first on {texts[first][:60]!r}; the student's architecture is not exported right: please report")
     ready, agreement, kept = fp32, 1.0, ()
-    answers = gates.answered(Edge.load(fp32, machine.cores()), dev)
+    answers = gates.answered(edge, dev)
     scores = dict.fromkeys(("fp32", precision), answers.accuracy)
     feedback = _feedback(run, student) if precision == "int4" else None
     # First everything quantized; where that changes too many tokens or answers, the sensitive products go back.

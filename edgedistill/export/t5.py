@@ -61,7 +61,7 @@ def _encoder(g: Graph, folder: Path, state: dict[str, np.ndarray], config: Any, 
         out = linear.matmul(g, attended, f"enc.{i}.o", state[f"{block}.0.SelfAttention.o.weight"])
         out, x = _feed_forward(g, x, out, linear, state, f"{block}.1", f"enc.{i}", config)
     final, _ = g.norm(x, out, "enc.norm", state["encoder.final_layer_norm.weight"], epsilon)
-    # A product for each decoder layer: one for all is no faster and holds 3 MB more at once (t5-small, 64 tokens).
+    # A product for each decoder layer: one for all is no faster (benchmarks/LOG.md).
     for i in range(config.num_decoder_layers):
         cross = f"decoder.block.{i}.layer.1.EncDecAttention"
         both = linear.matmul(g, final, f"dec.{i}.cross_kv",

@@ -49,7 +49,11 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="a result file")
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache" / "edgedistill" / "arm64")
     args = parser.parse_args()
-    texts = args.texts.read_text(encoding="utf-8").splitlines() if args.texts else list(TEXTS)
+    try:
+        texts = args.texts.read_text(encoding="utf-8").splitlines() if args.texts else list(TEXTS)
+    except (OSError, UnicodeDecodeError) as error:
+        print(f"emulate: --texts {args.texts}: {error}; give a text file with one question a line", file=sys.stderr)
+        return 2
     try:
         prepare(args.cache)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -60,7 +64,13 @@ def main() -> int:
     if not args.bundle or not (args.bundle / "bundle.json").is_file():
         print(f"emulate: {args.bundle} is no bundle; edgedistill export makes one", file=sys.stderr)
         return 2
-    here = check(args.bundle, texts)
+    from edgedistill.errors import Error
+
+    try:
+        here = check(args.bundle, texts)
+    except Error as error:
+        print(f"emulate: {error}", file=sys.stderr)
+        return 2
     results, passed = {}, True
     for cpu in args.cpu or CPUS:
         found = emulated(args.cache, cpu, args.bundle, texts)
