@@ -22,7 +22,7 @@ STUDENTS = {"t5": tiny_students.t5, "llama": tiny_students.decoder}
 def emulate(tmp_path: Path):
     """emulate(bundle, *cpus) -> (exit code, result, last lines)."""
     if not (Path.home() / ".cache" / "edgedistill" / "arm64" / "ready").is_file():
-        pytest.skip("no emulated Arm here: python export/pi/emulate.py --prepare fetches it once (100 MB)")
+        pytest.skip("no emulated Arm here: python export/pi/emulate.py --prepare fetches it once (120 MB)")
 
     def call(bundle: Path, *cpus: str):
         done = subprocess.run([sys.executable, str(SCRIPT), str(bundle), "--json", str(tmp_path / "result.json"),

@@ -4,7 +4,7 @@
     python export/pi/emulate.py --prepare
 
 Debian's qemu in user mode runs an Arm Python with the Arm wheels of onnxruntime, numpy and tokenizers; nothing is installed on
-this machine and nothing needs root. The first time fetches about 100 MB into --cache (Debian 12 packages by apt, wheels by
+this machine and nothing needs root. The first time fetches about 120 MB into --cache (Debian 12 packages by apt, wheels by
 pip); after that no network is used. Exit code 0: passed; 3: other tokens or a fallback; 2: cannot run here. Times under
 emulation mean nothing and are not read. What it catches: instructions that a CPU does not have (onnxruntime 1.21 dies with
 SIGILL on a Cortex-A72), kernels that differ, operators without a kernel.
@@ -141,6 +141,9 @@ def prepare(cache: Path) -> None:
         for package in apt.glob("*.deb"):
             _run(["dpkg", "-x", str(package), str(root)], apt)
         shutil.rmtree(apt)
+    for binary in (cache / "qemu" / "usr" / "bin").iterdir():  # one of 40 CPUs that the package emulates, 350 MB of others
+        if binary.name != "qemu-aarch64-static":
+            binary.unlink()
     for link in ("lib", "bin"):  # Debian's merged /usr, which its packages expect
         if not (cache / "root" / link).exists():
             (cache / "root" / link).symlink_to(f"usr/{link}")
