@@ -20,11 +20,21 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("wheel")
-    code = ("import os, sys; os.chdir(sys.argv[1]); from hatchling.build import build_wheel; "
-            "print(build_wheel(sys.argv[2]))")
+    return build("build_wheel", out)
+
+
+def build(hook: str, out: Path) -> Path:
+    """The wheel that hatchling's `hook` (PEP 517, PEP 660) writes to `out`."""
+    code = (f"import os, sys; os.chdir(sys.argv[1]); from hatchling.build import {hook}; print({hook}(sys.argv[2]))")
     done = subprocess.run([sys.executable, "-c", code, str(ROOT), str(out)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return out / done.stdout.strip().splitlines()[-1]
+
+
+def test_an_editable_install_points_to_the_checkout(tmp_path: Path) -> None:
+    archive = zipfile.ZipFile(build("build_editable", tmp_path))
+    paths = [archive.read(name).decode().strip() for name in archive.namelist() if name.endswith(".pth")]
+    assert paths == [str(ROOT)]
 
 
 def test_the_wheel_holds_one_import_name_and_every_card(wheel: Path) -> None:
