@@ -239,22 +239,35 @@ def run(
 
 @app.command()
 def bench(
-    bundle: Annotated[str | None, typer.Argument(help="Bundle folder (default: the run's).")] = None,
+    bundle: Annotated[list[str] | None, typer.Argument(help="Bundle folders (default: the run's).")] = None,
     run: Run = defaults.RUN,
     threads: Annotated[str | None, typer.Option(help="Thread counts, as 1,2,4 (default: 1 and all cores).")] = None,
-    input_tokens: Annotated[int | None, typer.Option(help="Force the input's length (default: the dev questions).")] = None,
-    output_tokens: Annotated[int | None, typer.Option(help="Force the output's length.")] = None,
-    n: Annotated[int, typer.Option("--n", help="Timed requests a thread count.")] = defaults.BENCH_RUNS,
+    data: Annotated[str | None, typer.Option(help="Rows to ask and count (default: the run's).")] = None,
+    column: Columns = None,
+    split: Annotated[str | None, typer.Option(help="train, dev or test (default: dev).")] = None,
+    input_tokens: Annotated[int | None, typer.Option(help="Force the input's length instead.")] = None,
+    output_tokens: Annotated[int | None, typer.Option(help="Force the output's length instead.")] = None,
+    n: Annotated[int | None, typer.Option("--n", help="Timed rounds a thread count (default: each question once, at most "
+                                          f"{defaults.BENCH_RUNS}).")] = None,
+    against: Annotated[str | None, typer.Option(help="Peers in the same rounds: torch, optimum, ctranslate2, llama.cpp, and "
+                                                "GGUF files or cards that do the task themselves; with commas.")] = None,
+    student: Annotated[str | None, typer.Option(help="The folder that peers are made from (default: the run's).")] = None,
+    peers_python: Annotated[str | None, typer.Option(help="An interpreter that has the peers' packages (default: this "
+                                                     "one).")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="End within a minute, with fewer rounds.")] = False,
+    pack: Annotated[str | None, typer.Option(help="Write one file to carry to a device: python3 FILE measures there.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Latency p50/p90/p99, first token, tokens/s, load time, peak memory and bytes of a bundle."""
+    """Latency, first token, tokens/s, load, memory, bytes, accuracy and the device's health, beside peers, in one run."""
     from edgedistill.bench import bench as verb
 
     try:
         counts = [int(part) for part in threads.split(",")] if threads else None
     except ValueError as error:
         raise UsageError(f"--threads {threads}: give counts as 1,2,4") from error
-    _show(verb(bundle, run=run, threads=counts, input_tokens=input_tokens, output_tokens=output_tokens, n=n), as_json)
+    _show(verb(bundle, run=run, threads=counts, data=data, column=_columns(column), split=split, input_tokens=input_tokens,
+               output_tokens=output_tokens, n=n, against=[name for name in (against or "").split(",") if name], student=student,
+               peers_python=peers_python, quick=quick, pack=pack), as_json)
 
 
 @app.command()

@@ -63,4 +63,4 @@ PARITY_INPUTS = 50           # inputs on which the fp32 graph must repeat torch'
 VOTE_TEMP = 0.7              # of the samples that vote
 
 # bench
-BENCH_RUNS = 30
+BENCH_RUNS = 100             # rounds, and questions asked at most

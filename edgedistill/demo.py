@@ -36,7 +36,7 @@ def demo(*, run: str = "runs/demo") -> dict[str, Any]:
     start = time.monotonic()
     student = evaluate(run=run, split="test", limit=TEST_ROWS)
     teacher = evaluate(defaults.TEACHER, run=run, split="test", limit=TEST_ROWS)
-    measured = bench(run=run)
+    measured = bench(run=run, n=30)
     page = report([run])
     # The stages' own wall time, also of those that an earlier call finished, and what came after them.
     seconds = round(sum(stage["seconds"] for stage in (taught, trained, exported)) + time.monotonic() - start, 1)

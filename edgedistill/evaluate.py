@@ -35,7 +35,7 @@ def evaluate(
     threads = threads or machine.cores()
     place = subject or _default_subject(run)
     card = _task(place, run, task)
-    name, splits = _data(run, card, data, column, seed)
+    name, splits = rows_of(run, card, data, column, seed)
     split = split or next(s for s in ("test", "dev", *splits) if s in splits)
     if split not in splits:
         raise UsageError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
@@ -47,7 +47,7 @@ def evaluate(
     outcomes, predictions, subject_name, precision = _judge(place, card, rows, gold, threads, asking)
     # The test split is for reporting only: each reading of a public one is noted where the project is developed.
     if split == "test" and not name.startswith("builtin:"):
-        _note_reading(f"{subject_name} on {name}")
+        note_reading(f"{subject_name} on {name}")
     other = None
     if compare:
         theirs, _, other_name, _ = _judge(compare, card, rows, gold, threads, asking)
@@ -176,8 +176,9 @@ def _task(place: str, run: str, task: str | None) -> Task:
     return Task.from_dict(taught["task"]) if taught else cards.load(Task, defaults.TASK)
 
 
-def _data(run: str, card: Task, data: str | None, column: dict[str, str] | None,
-          seed: int) -> tuple[str, dict[str, list[Row]]]:
+def rows_of(run: str, card: Task, data: str | None, column: dict[str, str] | None,
+            seed: int = defaults.SEED) -> tuple[str, dict[str, list[Row]]]:
+    """(name, rows by split) of `data`; by default those that the run was taught from, else the card's."""
     taught = runs.finished(run, "teach")
     if data is None and taught:
         folder = Path(run) / "teach" / "data"
@@ -201,7 +202,7 @@ def _result_file(run: str, subject: str, data: str, split: str, n: int, other: d
     return folder / ("_".join(parts) + ".json")
 
 
-def _note_reading(what: str) -> None:
+def note_reading(what: str) -> None:
     """Appends to the log of test readings (DESIGN section 8), in a checkout only."""
     root = kit.checkout()
     named = os.environ.get("EDGEDISTILL_READINGS")

@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 import tiny_students
 
-from edgedistill import cards, probe
-from edgedistill.bench import bench
+from edgedistill import cards
 from edgedistill.cards import Target
 from edgedistill.edge import Student
 from edgedistill.errors import UsageError
@@ -102,32 +101,8 @@ def test_a_teacher_is_counted_on_the_same_rows(rows: Path) -> None:
     assert result["subject"] == "smollm2-135m" and result["n"] == 2 and result["precision"] == "gguf"
 
 
-def test_bench_gives_the_contracts_keys_for_each_thread_count(bundle: Path) -> None:
-    result = bench(str(bundle), run="r", threads=[1, 2], input_tokens=24, output_tokens=5, n=3)
-    assert [entry["threads"] for entry in result["results"]] == [1, 2]
-    for entry in result["results"]:
-        assert {"engine", "precision", "threads", "input_tokens", "output_tokens", "n", "p50_ms", "p90_ms", "p99_ms",
-                "first_token_ms", "tokens_per_s", "load_ms", "peak_rss_mb", "bytes"} <= set(entry)
-        assert 20 <= entry["input_tokens"] <= 24 and entry["output_tokens"] == 5
-        assert 0 < entry["peak_rss_mb"] < 500  # the measuring process's own, whatever size this one has
-        assert 0 < entry["first_token_ms"] < entry["p50_ms"] <= entry["p90_ms"] <= entry["p99_ms"]
-    assert all(len(raw["ms"]) == 3 for raw in result["raw"])
-
-
-def test_bench_and_eval_say_what_is_missing(tmp_path: Path, bundle: Path, rows: Path) -> None:
-    with pytest.raises(UsageError, match="is no bundle"):
-        bench(run=str(tmp_path))
+def test_eval_says_what_is_missing(tmp_path: Path, rows: Path) -> None:
     with pytest.raises(UsageError, match="neither a bundle nor a student"):
         evaluate(run=str(tmp_path))
-    with pytest.raises(UsageError, match="at least 1"):
-        bench(str(bundle), n=0)
     with pytest.raises(UsageError, match="no such file"):
         evaluate(str(tmp_path / "nothing.gguf"), data=str(rows))
-
-
-def test_the_probe_reads_all_of_a_buffer() -> None:
-    reader = probe.Reader(4_000_000, 2)
-    assert sum(part.nbytes for part in reader.parts) == 4_000_000
-    assert all((part == 1).all() for part in reader.parts)
-    few, many = (min(reader.read(passes) for _ in range(5)) for passes in (5, 100))
-    assert many > 3 * few > 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -45,14 +46,26 @@ class Generated:
     logprobs: list[float]
 
 
+@dataclass
+class Phases:
+    """Where the time of the last question went: to tokenise it and to read it (encoder or prompt, with the first scores),
+    the rest being decoding; its tokens, and how many were written (none where choices were scored)."""
+
+    tokenize_ms: float = 0.0
+    read_ms: float = 0.0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
 class Student:
-    """A loaded bundle. One request at a time; make one a thread."""
+    """A loaded bundle. One request at a time; make one a thread. `phases` tells where the last one's time went."""
 
     def __init__(self, manifest: dict[str, Any], tokenizer: Tokenizer, graphs: Any) -> None:
         self.manifest, self.tokenizer, self.graphs = manifest, tokenizer, graphs
         self.format = Format.from_dict(manifest["format"])
         self.task = Task.from_dict(self.format.task) if self.format.task else None
         self._arithmetic: decide.Arithmetic | None = None
+        self.phases = Phases()
 
     @classmethod
     def load(cls, folder: str | Path, threads: int | None = None) -> Student:
@@ -134,19 +147,23 @@ class Student:
         its = [each for each in found if each.value == winner]
         return replace(max(its, key=lambda each: each.confidence), votes=len(its) / samples)
 
-    def generate(self, text: str, max_new_tokens: int | None = None, min_new_tokens: int = 0, part: str = "label",
-                 grammar: decide.Arithmetic | None = None) -> Generated:
-        """Greedy decoding of `part` ("label" or "rationale"), of what `grammar` allows."""
+    def generate(self, text: str | list[int], max_new_tokens: int | None = None, min_new_tokens: int = 0,
+                 part: str = "label", grammar: decide.Arithmetic | None = None) -> Generated:
+        """Greedy decoding of `part` ("label" or "rationale"), of what `grammar` allows; `text` may be an input's token ids."""
         with _broken():
             return self._decode(self._start(text, part, max_new_tokens), min_new_tokens, grammar)
 
-    def _start(self, text: str, part: str, limit: int | None = None) -> int:
+    def _start(self, text: str | list[int], part: str, limit: int | None = None) -> int:
         """Reads the question; returns how many tokens the output may have."""
-        if not text.strip():
+        if not (text.strip() if isinstance(text, str) else text):
             raise UsageError("the text is empty; give a question")
-        source = self.format.encode_source(self.tokenizer, text, part)
+        begin = time.perf_counter()
+        source = self.format.encode_source(self.tokenizer, text, part) if isinstance(text, str) else text
         opening = self.format.opening(self.tokenizer, part)
+        encoded = time.perf_counter()
         self.graphs.start(source, opening)
+        self.phases = Phases(1e3 * (encoded - begin), 1e3 * (time.perf_counter() - encoded),
+                             len(source) + len(opening))
         return min(limit or self.format.max_new_tokens(part), self.graphs.room(len(source), len(opening)))
 
     def _decode(self, limit: int, min_new_tokens: int = 0, grammar: decide.Arithmetic | None = None,
@@ -172,6 +189,7 @@ class Student:
             if grammar is not None:
                 grammar.take(token)
             self.graphs.step(token)
+        self.phases.tokens_out = len(ids)
         return Generated(ids, self.format.decode(self.tokenizer, ids), logprobs)
 
 

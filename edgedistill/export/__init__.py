@@ -166,7 +166,20 @@ def write(student: Any, folder: Path, precision: str, target: Target, keep_high:
         files = {p.name: {"bytes": p.stat().st_size, "sha256": bundle.digest(p)} for p in sorted(folder.iterdir())}
         runs.write_json(folder / bundle.MANIFEST, {
             "schema": 1, "kind": "bundle", "precision": precision, "target": target.name, "threads": target.threads,
-            "graph": {"kind": student.family, **shape}, "format": form.to_dict(), "files": files})
+            "graph": {"kind": student.family, **shape}, "read_by_a_token": _read_by_a_token(folder), "format": form.to_dict(),
+            "files": files})
+
+
+def _read_by_a_token(folder: Path) -> int:
+    """Bytes of the weights and scales that the products of one more token read: the floor of its time is to read them."""
+    import onnx
+
+    path = folder / ("decoder.onnx" if (folder / "decoder.onnx").exists() else "model.onnx")
+    graph = onnx.load(path, load_external_data=False).graph
+    products = ("MatMul", "MatMulNBits", "MatMulInteger", "DequantizeLinear")
+    read = {name for node in graph.node if node.op_type in products for name in node.input}
+    return sum(int(entry.value) for each in graph.initializer if each.name in read
+               for entry in each.external_data if entry.key == "length")
 
 
 def _linears(precision: str, target: Target, keep_high: tuple[str, ...], feedback: Any) -> tuple[Any, Any]:

@@ -1,0 +1,251 @@
+"""Rounds of requests through engines that take turns, and what follows from their times."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from edgedistill.bench.compare import compare, in_turns
+from edgedistill.bench.health import Energy, Health
+from edgedistill.bench.probe import Product
+from edgedistill.bench.process import Inline, Process
+from edgedistill.edge.format import Format
+from edgedistill.progress import Progress, clock, say
+from edgedistill.tasks.data import Row
+from edgedistill.tasks.metrics import interval
+from edgedistill.tasks.task import Task
+
+PROBE = "probe"
+_TEXT = "Mara has 14 pears and buys 9 more . Then she gives 5 of them to her brother . How many pears has she now ? "
+_WARM_UP = 3
+_PAUSE = 0.02  # seconds between requests: the threads of the one before may still be looking for work
+_QUICK = 36    # seconds of rounds in all where a minute must do: opening takes its time too
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every engine is asked: requests (see worker), and the rows that tell what is right. `where` says whose they are."""
+
+    requests: list[dict[str, Any]]
+    card: Task | None = None
+    rows: dict[str, Row] = field(default_factory=dict)
+    where: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, card: Task, rows: list[Row], where: dict[str, Any] | None) -> Workload:
+        """A task's questions."""
+        requests = [{"text": card.question(row), "row": row.to_dict()} for row in rows]
+        return cls(requests, card, {row.id: row for row in rows}, where)
+
+    @classmethod
+    def text(cls, bundle: Path, form: Format, input_tokens: int | None, output_tokens: int | None) -> Workload:
+        """A built-in text, or what fits exactly so many tokens of it; `output_tokens` forces how many are written."""
+        request: dict[str, Any] = {"text": _TEXT.strip(), "row": {"id": "", "choices": []}, "n": output_tokens}
+        if input_tokens:
+            tokenizer = Tokenizer.from_file(str(bundle / "tokenizer.json"))
+            text = _TEXT * (1 + input_tokens // 8)
+            request["ids"] = replace(form, max_input_tokens=input_tokens).encode_source(tokenizer, text, "label")
+        return cls([request])
+
+
+def measure(jobs: dict[str, dict[str, Any]], counts: list[int], work: Workload, rounds: int, *, quick: bool = False,
+            python: str = sys.executable, inline: bool = False) -> dict[str, Any]:
+    """{data, results, comparisons, probes, health, raw} of the engines, for each count of threads.
+
+    Peers run by the interpreter `python`; with `inline` all bundles are opened in this process.
+    """
+    asked = f"{len(work.rows)} questions" if work.rows else "a built-in text"
+    say(f"bench: {', '.join(jobs)}; {rounds} rounds of {asked} at {' and '.join(map(str, counts))} threads")
+    start, health = time.monotonic(), Health()
+    found: dict[str, Any] = {"data": work.where, "results": [], "comparisons": [], "probes": [], "raw": []}
+    source = ""
+    health.start()
+    try:
+        for count in counts:
+            with tempfile.TemporaryDirectory() as made:
+                turns = Turns(jobs, count, work, Path(made), Inline if inline else Process, python)
+                turns.run(rounds, _QUICK / len(counts) if quick else None)
+            source = turns.energy
+            entries = turns.entries()
+            found["results"] += entries
+            found["comparisons"] += turns.comparisons()
+            found["probes"].append(turns.probe())
+            found["raw"] += turns.raw()
+            _tell(entries, turns.comparisons())
+    finally:
+        health.stop()
+    found["health"] = {**health.result(), "energy": source}
+    for line in found["health"]["why"]:
+        say(f"  INVALID: {line}")
+    for line in found["health"]["notes"]:
+        say(f"  note: {line}")
+    say(f"bench: {clock(time.monotonic() - start)}")
+    return found
+
+
+def _tell(entries: list[dict[str, Any]], comparisons: list[dict[str, Any]]) -> None:
+    ratios = {each["other"]: each for each in comparisons}
+    for e in entries:
+        right = "" if e["accuracy"] is None else f", {100 * e['accuracy']:.1f} % of {e['counted']} right"
+        say(f"  {e['name']}, {e['threads']} thread{'s' if e['threads'] > 1 else ''}: p50 {e['p50_ms']:.1f} ms, "
+            f"p90 {e['p90_ms']:.1f}, p99 {e['p99_ms']:.1f}; {e['input_tokens']} tokens in, {e['output_tokens']:g} out{right}; "
+            f"load {e['load_ms']:.0f} ms, peak memory {e['peak_rss_mb']:.0f} MB, {e['bytes'] / 1e6:.1f} MB")
+        if e["name"] in ratios:
+            ratio = ratios[e["name"]]
+            say(f"    takes {ratio['ratio']:.2f} times {ratio['name']} ({ratio['ci95'][0]:.2f} to {ratio['ci95'][1]:.2f})"
+                + ("" if ratio["different"] else ": no difference"))
+
+
+class Turns:
+    """Engines with one count of threads, opened, asked in turns and closed again by `run`; then `entries` and the rest tell.
+
+    `jobs`: {name: an engine's job (see engines)}; those with a `student` are peers and are made first, in `made`, by
+    the interpreter `python`. `opener` is `Process` or `Inline`.
+    """
+
+    def __init__(self, jobs: dict[str, dict[str, Any]], threads: int, work: Workload, made: Path, opener: Any = Process,
+                 python: str = sys.executable) -> None:
+        self.threads, self.work, self.requests, self.made = threads, work, work.requests, made
+        self.opener, self.python = opener, python
+        self.jobs = {name: {**job, "threads": threads, "first": work.requests[0]} for name, job in jobs.items()}
+        self.answers: dict[str, list[dict[str, Any]]] = {}
+        self.opened: dict[str, dict[str, Any]] = {}
+        self.memory: dict[str, dict[str, Any]] = {}
+        self.joules: dict[str, float] = dict.fromkeys(jobs, 0.0)
+
+    def run(self, rounds: int, seconds: float | None = None) -> None:
+        """`rounds` rounds after a warm-up, fewer (never less than 6) when `seconds` are over."""
+        energy = Energy()
+        self.energy = energy.source
+        with ExitStack() as stack:
+            processes = {}
+            for name, job in self.jobs.items():
+                python = [self.python] if "student" in job else []
+                if "student" in job:
+                    place = self.made / name.replace(" ", "-")
+                    place.mkdir()
+                    job |= {"made": str(place)}
+                    with Process(name, {**job, "prepare": True}, *python) as maker:
+                        job |= maker.opened
+                with self.opener(name, {**job, "cold": True}, *python) as cold:
+                    load_cold_ms = cold.opened["load_ms"]
+                processes[name] = stack.enter_context(self.opener(name, job, *python))
+                self.opened[name] = {**processes[name].opened, "load_cold_ms": load_cold_ms}
+            reads = next((o["read_by_a_token"] for o in self.opened.values() if o["read_by_a_token"]), None)
+            self.reads = reads or next(iter(self.opened.values()))["bytes"]
+            processes[PROBE] = stack.enter_context(self.opener(PROBE, {
+                "engine": "probe", "threads": self.threads, "read_by_a_token": self.reads, "first": {}}))
+            progress = Progress(f"bench, {self.threads} threads", rounds, "rounds")
+            self.answers = {name: [] for name in processes}
+
+            def one(name: str) -> Any:
+                def ask(i: int) -> float:
+                    request = self.requests[i % len(self.requests)]
+                    time.sleep(_PAUSE)
+                    before = energy.joules()
+                    answer = processes[name].ask(request)
+                    after = energy.joules()
+                    if before is not None and i >= 0 and name != PROBE:
+                        self.joules[name] += after - before
+                    if i >= 0 and "read_ms" not in answer and name != PROBE:  # what a peer takes up to its first token
+                        answer["first_ms"] = processes[name].ask({**request, "n": None, "limit": 1})["ms"]
+                    if i >= 0:
+                        self.answers[name].append(answer)
+                    return answer["ms"]
+                return ask
+
+            asks = {name: one(name) for name in processes}
+            in_turns(asks, range(-_WARM_UP, 0))
+            start = time.monotonic()
+            for i in range(rounds):
+                in_turns(asks, range(i, i + 1))
+                progress.advance()
+                if seconds is not None and i >= 5 and time.monotonic() - start > seconds:
+                    break
+            progress.close()
+            for name in self.jobs:
+                self.memory[name] = processes[name].ask({"end": True})
+
+    def entries(self) -> list[dict[str, Any]]:
+        """An entry of `results` for each engine (DESIGN section 2)."""
+        return [self._entry(name) for name in self.jobs]
+
+    def _entry(self, name: str) -> dict[str, Any]:
+        answers, opened = self.answers[name], self.opened[name]
+        times = [answer["ms"] for answer in answers]
+        p50, p90, p95, p99 = (round(float(q), 3) for q in np.percentile(times, [50, 90, 95, 99]))
+        first = [a.get("first_ms", a.get("tokenize_ms", 0.0) + a.get("read_ms", 0.0)) for a in answers]
+        forced = bool(self.requests[0].get("n"))
+        # The first scores choose a token and cost no step; the end, unless a length is forced, is a step of its own.
+        steps = [max(0, answer["tokens_out"] - forced) for answer in answers]
+        decode = [max(0.0, ms - before) for ms, before in zip(times, first, strict=True)]
+        token_ms = sum(decode) / sum(steps) if sum(steps) else None
+        probe = [answer["ms"] for answer in self.answers[PROBE]]
+        n, engine = len(answers), self.jobs[name]["engine"].replace("gguf", "llama.cpp")
+        phases = {"tokenize_ms": _median(answers, "tokenize_ms"), "read_ms": _median(answers, "read_ms"),
+                  "decode_ms": round(median(decode), 3), "token_ms": token_ms and round(token_ms, 3)}
+        return {
+            "name": name, "engine": engine, "precision": opened["precision"], "threads": self.threads,
+            "input_tokens": round(median(a["tokens_in"] for a in answers)),
+            "output_tokens": round(fmean(a["tokens_out"] for a in answers), 1), "n": n, "p50_ms": p50, "p90_ms": p90,
+            "p95_ms": p95, "p99_ms": p99, "mean_ms": round(fmean(times), 3), "first_token_ms": round(median(first), 3),
+            "tokens_per_s": token_ms and round(1e3 / token_ms, 1), "load_ms": round(opened["load_ms"], 1),
+            "load_cold_ms": round(opened["load_cold_ms"], 1), "first_request_ms": round(opened["first_request_ms"], 1),
+            "phases": phases, **self.memory[name], "bytes": opened["bytes"], **self._counted(name),
+            "joules": round(self.joules[name] / n, 4) if self.energy != "not measured" else None,
+            "floor_ms": self._floor(opened), "probe_ratio": round(p50 / median(probe), 4), "settings": opened["settings"]}
+
+    def _counted(self, name: str) -> dict[str, Any]:
+        """{accuracy, correct, counted, ci95} over the rows that were asked, each once."""
+        card, rows = self.work.card, self.work.rows
+        texts: dict[str, str] = {}
+        for i, answer in enumerate(self.answers[name]):
+            row = self.requests[i % len(self.requests)].get("row")
+            if row and row["id"] in rows:
+                texts.setdefault(row["id"], answer["text"])
+        if not card or not texts:
+            return {"accuracy": None, "correct": None, "counted": 0, "ci95": None}
+        correct = sum(card.same(card.parse(text, rows[identity].choices), card.label(rows[identity]))
+                      for identity, text in texts.items())
+        return {"accuracy": round(correct / len(texts), 4), "correct": correct, "counted": len(texts),
+                "ci95": interval(correct, len(texts))}
+
+    def _floor(self, opened: dict[str, Any]) -> float | None:
+        """Milliseconds that reading a token's weights takes at the rate of the probe, in the same rounds."""
+        if not opened["read_by_a_token"]:
+            return None
+        seconds = median(answer["read_s"] for answer in self.answers[PROBE])
+        return round(1e3 * seconds * opened["read_by_a_token"] / self.reads, 3)
+
+    def comparisons(self) -> list[dict[str, Any]]:
+        """Every other engine against the first, round by round; none of fewer than 6 rounds."""
+        first, *others = self.jobs
+        times = {name: [answer["ms"] for answer in self.answers[name]] for name in self.jobs}
+        return [{"name": first, "other": other, "threads": self.threads, **compare(times[first], times[other])}
+                for other in others if len(times[first]) >= 6]
+
+    def probe(self) -> dict[str, Any]:
+        """{threads, read_gb_s, read_bytes, gemm_gflops, ms}, medians."""
+        answers = self.answers[PROBE]
+        return {"threads": self.threads, "ms": round(median(a["ms"] for a in answers), 3), "read_bytes": self.reads,
+                "read_gb_s": round(self.reads / median(a["read_s"] for a in answers) / 1e9, 2),
+                "gemm_gflops": round(Product.flops / median(a["product_s"] for a in answers) / 1e9, 1)}
+
+    def raw(self) -> list[dict[str, Any]]:
+        """Every round's milliseconds, in the order of the rounds."""
+        return [{"name": name, "threads": self.threads, "ms": [round(answer["ms"], 3) for answer in answers]}
+                for name, answers in self.answers.items()]
+
+
+def _median(answers: list[dict[str, Any]], key: str) -> float | None:
+    values = [answer[key] for answer in answers if key in answer]
+    return round(median(values), 3) if values else None
