@@ -129,9 +129,9 @@ def test_an_engine_that_dies_or_lacks_a_package_is_one_line(bundles: dict[str, P
 
 
 def test_a_language_model_does_the_same_task(bundles: dict[str, Path], rows: Path) -> None:
-    result = bench(str(bundles["int8"]), run="r", threads=[2], data=str(rows), n=2, against=["smollm2-135m"])
+    result = bench(str(bundles["int8"]), run="r", threads=[1], data=str(rows), n=1, against=["smollm2-135m"])
     model = result["results"][1]
-    assert model["name"] == "smollm2-135m" and model["engine"] == "llama.cpp" and model["counted"] == 2
+    assert model["name"] == "smollm2-135m" and model["engine"] == "llama.cpp" and model["counted"] == 1
     assert model["output_tokens"] > 0 and model["settings"]["shared_tokens"] > 10
 
 

@@ -61,7 +61,8 @@ def measure(jobs: dict[str, dict[str, Any]], counts: list[int], work: Workload, 
             python: str = sys.executable, inline: bool = False) -> dict[str, Any]:
     """{data, results, comparisons, probes, health, raw} of the engines, for each count of threads.
 
-    Peers run by the interpreter `python`; with `inline` all bundles are opened in this process.
+    Peers run by the interpreter `python`. With `inline` all is opened in this process and the machine is not probed: that is
+    for emulated boards, whose times mean nothing.
     """
     asked = f"{len(work.rows)} questions" if work.rows else "a built-in text"
     say(f"bench: {', '.join(jobs)}; {rounds} rounds of {asked} at {' and '.join(map(str, counts))} threads")
@@ -78,7 +79,7 @@ def measure(jobs: dict[str, dict[str, Any]], counts: list[int], work: Workload, 
             entries = turns.entries()
             found["results"] += entries
             found["comparisons"] += turns.comparisons()
-            found["probes"].append(turns.probe())
+            found["probes"] += turns.probes()
             found["raw"] += turns.raw()
             _tell(entries, turns.comparisons())
     finally:
@@ -142,8 +143,9 @@ class Turns:
                 self.opened[name] = {**processes[name].opened, "load_cold_ms": load_cold_ms}
             reads = next((o["read_by_a_token"] for o in self.opened.values() if o["read_by_a_token"]), None)
             self.reads = reads or next(iter(self.opened.values()))["bytes"]
-            processes[PROBE] = stack.enter_context(self.opener(PROBE, {
-                "engine": "probe", "threads": self.threads, "read_by_a_token": self.reads, "first": {}}))
+            if self.opener is Process:
+                processes[PROBE] = stack.enter_context(Process(PROBE, {
+                    "engine": "probe", "threads": self.threads, "read_by_a_token": self.reads, "first": {}}))
             progress = Progress(f"bench, {self.threads} threads", rounds, "rounds")
             self.answers = {name: [] for name in processes}
 
@@ -189,7 +191,7 @@ class Turns:
         steps = [max(0, answer["tokens_out"] - forced) for answer in answers]
         decode = [max(0.0, ms - before) for ms, before in zip(times, first, strict=True)]
         token_ms = sum(decode) / sum(steps) if sum(steps) else None
-        probe = [answer["ms"] for answer in self.answers[PROBE]]
+        probe = [answer["ms"] for answer in self.answers.get(PROBE, [])]
         n, engine = len(answers), self.jobs[name]["engine"].replace("gguf", "llama.cpp")
         phases = {"tokenize_ms": _median(answers, "tokenize_ms"), "read_ms": _median(answers, "read_ms"),
                   "decode_ms": round(median(decode), 3), "token_ms": token_ms and round(token_ms, 3)}
@@ -202,7 +204,8 @@ class Turns:
             "load_cold_ms": round(opened["load_cold_ms"], 1), "first_request_ms": round(opened["first_request_ms"], 1),
             "phases": phases, **self.memory[name], "bytes": opened["bytes"], **self._counted(name),
             "joules": round(self.joules[name] / n, 4) if self.energy != "not measured" else None,
-            "floor_ms": self._floor(opened), "probe_ratio": round(p50 / median(probe), 4), "settings": opened["settings"]}
+            "floor_ms": self._floor(opened), "probe_ratio": round(p50 / median(probe), 4) if probe else None,
+            "settings": opened["settings"]}
 
     def _counted(self, name: str) -> dict[str, Any]:
         """{accuracy, correct, counted, ci95} over the rows that were asked, each once."""
@@ -221,7 +224,7 @@ class Turns:
 
     def _floor(self, opened: dict[str, Any]) -> float | None:
         """Milliseconds that reading a token's weights takes at the rate of the probe, in the same rounds."""
-        if not opened["read_by_a_token"]:
+        if not opened["read_by_a_token"] or PROBE not in self.answers:
             return None
         seconds = median(answer["read_s"] for answer in self.answers[PROBE])
         return round(1e3 * seconds * opened["read_by_a_token"] / self.reads, 3)
@@ -233,12 +236,12 @@ class Turns:
         return [{"name": first, "other": other, "threads": self.threads, **compare(times[first], times[other])}
                 for other in others if len(times[first]) >= 6]
 
-    def probe(self) -> dict[str, Any]:
-        """{threads, read_gb_s, read_bytes, gemm_gflops, ms}, medians."""
-        answers = self.answers[PROBE]
-        return {"threads": self.threads, "ms": round(median(a["ms"] for a in answers), 3), "read_bytes": self.reads,
-                "read_gb_s": round(self.reads / median(a["read_s"] for a in answers) / 1e9, 2),
-                "gemm_gflops": round(Product.flops / median(a["product_s"] for a in answers) / 1e9, 1)}
+    def probes(self) -> list[dict[str, Any]]:
+        """[{threads, read_gb_s, read_bytes, gemm_gflops, ms}], medians; nothing where there was no probe."""
+        answers = self.answers.get(PROBE)
+        return [{"threads": self.threads, "ms": round(median(a["ms"] for a in answers), 3), "read_bytes": self.reads,
+                 "read_gb_s": round(self.reads / median(a["read_s"] for a in answers) / 1e9, 2),
+                 "gemm_gflops": round(Product.flops / median(a["product_s"] for a in answers) / 1e9, 1)}] if answers else []
 
     def raw(self) -> list[dict[str, Any]]:
         """Every round's milliseconds, in the order of the rounds."""

@@ -1,7 +1,11 @@
 """A bundle on an emulated Raspberry Pi: the same tokens as here, no product that falls back to unpacked computing.
 
     python export/pi/emulate.py BUNDLE [--cpu cortex-a72 --cpu cortex-a76] [--texts FILE] [--json FILE]
+    python export/pi/emulate.py PACK.pyz [--rows 50] [--json FILE]
     python export/pi/emulate.py --prepare
+
+A pack (`edgedistill bench --pack`) is run as on a board: its rows are counted, its first answers compared with those from
+where it was packed.
 
 Debian's qemu in user mode runs an Arm Python with the Arm wheels of onnxruntime, numpy and tokenizers; nothing is installed on
 this machine and nothing needs root. The first time fetches about 120 MB into --cache (Debian 12 packages by apt, wheels by
@@ -18,6 +22,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +47,8 @@ TEXTS = ("Ann has 12 apples and buys 30 more. How many apples does she have?",
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("bundle", type=Path, nargs="?")
+    parser.add_argument("bundle", type=Path, nargs="?", help="a bundle's folder, or a pack")
+    parser.add_argument("--rows", type=int, default=50, help="of a pack, asked at most")
     parser.add_argument("--prepare", action="store_true", help="only fetch what is needed")
     parser.add_argument("--cpu", action="append", choices=CPUS, help="default: both")
     parser.add_argument("--texts", type=Path, help="one question a line (default: three)")
@@ -61,9 +67,12 @@ def main() -> int:
         return 2
     if args.prepare:
         return 0
-    if not args.bundle or not (args.bundle / "bundle.json").is_file():
+    packed = bool(args.bundle) and args.bundle.suffix == ".pyz" and args.bundle.is_file()
+    if not args.bundle or not packed and not (args.bundle / "bundle.json").is_file():
         print(f"emulate: {args.bundle} is no bundle; edgedistill export makes one", file=sys.stderr)
         return 2
+    if packed:
+        return emulate_pack(args)
     from edgedistill.errors import Error
 
     try:
@@ -98,19 +107,48 @@ def check(bundle: Path, texts: list[str]) -> dict[str, Any]:
             "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
-def emulated(cache: Path, cpu: str, bundle: Path, texts: list[str]) -> dict[str, Any]:
-    """`check` under qemu, and how many lines of the engine's log say that a product fell back."""
+def emulate_pack(args: argparse.Namespace) -> int:
+    """Runs a pack under each CPU; passes where it measures and its first answers are those from where it was packed."""
+    results, passed = {}, True
+    for cpu in args.cpu or CPUS:
+        with tempfile.TemporaryDirectory() as place:
+            out = Path(place) / "result.json"
+            done = run_arm(args.cache, cpu, "", str(args.bundle.resolve()), "--inline", "--threads", "2", "--n", str(args.rows),
+                           "--out", str(out))
+            found = json.loads(out.read_text()) if out.is_file() else {}
+        if not found:
+            words = (done.stderr.strip().splitlines() or ["no message"])[-1]
+            print(f"emulate: {args.bundle.name} under {cpu}: it ended with {done.returncode}: {words[:200]}")
+            passed = False
+            continue
+        golden, entry = found["golden"], found["results"][0]
+        keys = ("accuracy", "correct", "counted", "peak_rss_mb", "bytes")
+        results[cpu] = {"golden": golden, **{key: entry[key] for key in keys}}
+        passed &= golden["same"] == golden["asked"]
+        print(f"emulate: {args.bundle.name} under {cpu}: {golden['same']} of {golden['asked']} answers as packed, "
+              f"{entry['correct']} of {entry['counted']} right, {entry['peak_rss_mb']:.0f} MB")
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1) + "\n")
+    return 0 if passed else 3
+
+
+def run_arm(cache: Path, cpu: str, path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The Arm Python on `arguments` under qemu; `path` is searched for modules after the Arm wheels."""
     root = cache / "root"
     features, part = CPUINFO[cpu]
     (root / "proc").mkdir(exist_ok=True)
     (root / "proc" / "cpuinfo").write_text("".join(_COMMON.format(i, features, part) for i in range(4)))
+    return subprocess.run(
+        [str(cache / "qemu" / "usr" / "bin" / "qemu-aarch64-static"), "-cpu", cpu, "-L", str(root),
+         "-E", f"PYTHONHOME={root / 'usr'}", "-E", f"PYTHONPATH={cache / 'wheels'}:{path}", "-E", "PYTHONDONTWRITEBYTECODE=1",
+         str(root / "usr" / "bin" / f"python{PYTHON}"), *arguments], capture_output=True, text=True, errors="replace")
+
+
+def emulated(cache: Path, cpu: str, bundle: Path, texts: list[str]) -> dict[str, Any]:
+    """`check` under qemu, and how many lines of the engine's log say that a product fell back."""
     code = ("import sys, json, pathlib; sys.path.insert(0, sys.argv[1]); import emulate; "
             "print('RESULT', json.dumps(emulate.check(pathlib.Path(sys.argv[2]), json.loads(sys.argv[3]))))")
-    done = subprocess.run(
-        [str(cache / "qemu" / "usr" / "bin" / "qemu-aarch64-static"), "-cpu", cpu, "-L", str(root),
-         "-E", f"PYTHONHOME={root / 'usr'}", "-E", f"PYTHONPATH={cache / 'wheels'}:{SOURCE}", "-E", "PYTHONDONTWRITEBYTECODE=1",
-         str(root / "usr" / "bin" / f"python{PYTHON}"), "-c", code, str(HERE), str(bundle.resolve()), json.dumps(texts)],
-        capture_output=True, text=True, errors="replace")
+    done = run_arm(cache, cpu, str(SOURCE), "-c", code, str(HERE), str(bundle.resolve()), json.dumps(texts))
     fallbacks = sum(FALLBACK in line.lower() for line in done.stderr.splitlines())
     answer = [line[7:] for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if done.returncode or not answer:
