@@ -24,7 +24,8 @@ from typing import Any
 from edgedistill.report import report
 
 WIDTHS = 390, 768, 1280  # CSS px: a phone, a tablet, a laptop
-COLOURS = 16  # of a picture's palette: enough for text and six hues
+COLOURS = 32  # of a picture's palette
+MOST = 100_000  # bytes of a file
 
 
 def chromium() -> str | None:
@@ -115,9 +116,36 @@ class Browser:
             self._rest += part
 
 
-def main() -> None:
+def pieces(picture: bytes) -> list[bytes]:
+    """The picture, cut from top to bottom into as few equal pieces as are each within `MOST` bytes."""
     from PIL import Image
 
+    whole = Image.open(io.BytesIO(picture)).convert("RGB")
+    palette = Image.new("P", (1, 1))
+    palette.putpalette([value for colour in _colours(whole) for value in colour])
+    for count in range(1, whole.height):
+        cuts = [whole.height * i // count for i in range(count + 1)]
+        made = []
+        for top, bottom in zip(cuts, cuts[1:], strict=False):
+            sink = io.BytesIO()
+            cut = whole.crop((0, top, whole.width, bottom)).quantize(palette=palette, dither=Image.Dither.NONE)
+            cut.save(sink, "PNG", optimize=True)
+            made.append(sink.getvalue())
+        if max(map(len, made)) <= MOST:
+            return made
+    return made
+
+
+def _colours(picture: Any) -> list[tuple[int, int, int]]:
+    """The most frequent colours that differ from each other: all hues stay, the shades at letters' edges are merged."""
+    chosen: list[tuple[int, int, int]] = []
+    for _, colour in sorted(picture.getcolors(1 << 24), reverse=True):
+        if len(chosen) < COLOURS and all(max(abs(a - b) for a, b in zip(colour, other, strict=True)) > 12 for other in chosen):
+            chosen.append(colour)
+    return chosen
+
+
+def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("runs", nargs="+", help="run folders, as for edgedistill report")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "screenshots")
@@ -132,12 +160,10 @@ def main() -> None:
         for width in WIDTHS:
             for dark in (False, True):
                 browser.open(page.as_uri(), width, dark)
-                picture = Image.open(io.BytesIO(browser.picture())).convert("RGB")
-                for part, (top, bottom) in enumerate(((0, picture.height // 2), (picture.height // 2, picture.height)), 1):
+                for part, data in enumerate(pieces(browser.picture()), 1):
                     file = args.out / f"report_{width}_{'dark' if dark else 'light'}_{part}.png"
-                    cut = picture.crop((0, top, width, bottom)).quantize(COLOURS, dither=Image.Dither.NONE)
-                    cut.save(file, optimize=True)
-                    print(f"{file}: {cut.width} x {cut.height}, {file.stat().st_size / 1e3:.0f} kB")
+                    file.write_bytes(data)
+                    print(f"{file}: {len(data) / 1e3:.0f} kB")
     finally:
         browser.close()
 

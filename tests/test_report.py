@@ -41,7 +41,7 @@ def test_the_page_tells_the_story_and_what_to_take(run: Path) -> None:
     text = text_of(report([str(run)]))
     for words in (
         "Recommended: edge int4 on 2 threads: 97.5 ms, 54.0 % (44.3 to 63.4) right, 71 MB. It is the fastest whose interval is "
-        "not below that of the most accurate, qwen2.5-coder-0.5b (68.0 % (58.3 to 76.3), 2874 ms).",
+        "not below that of the most accurate, qwen2.5-coder-0.5b: 68.0 % (58.3 to 76.3) in 2874 ms.",
         "62.5 % (47.0 to 75.8) of its answers are right", "29 of 40 rows have a usable rationale",
         "Dropped: 10 because another answer than the label; 5 because the answer cannot be read",
         "int8 lost 1.0 points of dev accuracy. The gate allows 1.5.", "Left in higher precision: qkv",
@@ -179,8 +179,8 @@ def test_two_runs_are_compared_by_the_paired_test_on_their_common_rows(tmp_path:
     page = report([str(a), str(b)])
     text = text_of(page)
     low, high = (f"{100 * x:+.1f}" for x in expected["ci95"])
-    assert f"30 of svamp, test 66.7 % and 40.0 % +26.7 points ({low} to {high}), p = {expected['p']:.2g}" in text
-    assert "int8: a is right more often, by 26.7 points" in text
+    assert f"30 of svamp, test 66.7 % 40.0 % +26.7 points ({low} to {high}), p = {expected['p']:.2g}" in text
+    assert "int8, svamp, test: a is right more often, by 26.7 points" in text
     assert "edge int8 2 117 and 117 115 and 115" in text
     assert Path(page).read_text().count("<h1>") == 1 and Path(page).read_text().count("<article>") == 2
 

@@ -15,18 +15,18 @@ def compare(names: tuple[str, str], first: dict[str, Any], second: dict[str, Any
     """Accuracy of `first` minus that of `second` on their common rows, and their speed on the same machine."""
     tests = [(a, b, test) for a, b in _pairs(first.get("eval", []), second.get("eval", [])) if (test := common(a, b))]
     if tests:
-        body = p("On the rows that both answered: the difference with its 95 % interval (paired bootstrap), McNemar's exact p.")
+        body = "".join(p(_sentence(names, a, b, test)) for a, b, test in tests)
         body += table("Paired tests of the two runs", {
-            names[0]: [f"{a['subject']}, {a['precision']}" for a, _, _ in tests],
-            names[1]: [f"{b['subject']}, {b['precision']}" for _, b, _ in tests],
+            "precision": [_both(a["precision"], b["precision"]) for a, b, _ in tests],
             "rows": [f"{test['n']} of {a['data']}, {a['split']}" for a, _, test in tests],
-            "right": [f"{percent(test['first'])} and {percent(test['second'])}" for *_, test in tests],
+            f"{names[0]} right": [percent(test["first"]) for *_, test in tests],
+            f"{names[1]} right": [percent(test["second"]) for *_, test in tests],
             "difference": [points(test) for *_, test in tests]})
-        body += "".join(p(_sentence(names, a, b, test)) for a, b, test in tests[:1])
+        body += p("On the rows that both answered: 95 % interval by a paired bootstrap, McNemar's exact p.", "soft")
     else:
         body = p(f"{names[0]} and {names[1]} have no evaluated rows in common, so there is no paired test: run edgedistill "
                  "eval on the same rows in both.")
-    return Section(f"{names[0]} against {names[1]}", body + _speed(names, first, second))
+    return Section(f"Which is right more often: {names[0]} or {names[1]}", body + _speed(names, first, second))
 
 
 def common(a: _Result, b: _Result) -> dict[str, Any] | None:
@@ -44,6 +44,7 @@ def _pairs(first: list[_Result], second: list[_Result]) -> list[tuple[_Result, _
     def latest(results: list[_Result], *keys: str) -> dict[tuple[Any, ...], _Result]:
         return {tuple(r[key] for key in keys): r for r in results}
 
+    first, second = ([r for r in results if r["precision"] != "gguf"] for results in (first, second))  # a teacher is no run's
     for keys in (("data", "split", "precision"), ("data", "split")):
         ours, theirs = latest(first, *keys), latest(second, *keys)
         if found := [(ours[place], theirs[place]) for place in ours if place in theirs]:
@@ -53,10 +54,15 @@ def _pairs(first: list[_Result], second: list[_Result]) -> list[tuple[_Result, _
 
 def _sentence(names: tuple[str, str], a: _Result, b: _Result, test: dict[str, Any]) -> str:
     low, high = test["ci95"]
+    what = f"{_both(a['precision'], b['precision'])}, {a['data']}, {a['split']}"
     if low <= 0 <= high:
-        return f"{a['precision']}: these {test['n']} rows do not tell {names[0]} and {names[1]} apart."
+        return f"{what}: these {test['n']} rows do not tell {names[0]} and {names[1]} apart."
     better = names[0] if low > 0 else names[1]
-    return f"{a['precision']}: {better} is right more often, by {100 * abs(test['difference']):.1f} points."
+    return f"{what}: {better} is right more often, by {100 * abs(test['difference']):.1f} points."
+
+
+def _both(a: str, b: str) -> str:
+    return a if a == b else f"{a} and {b}"
 
 
 def _speed(names: tuple[str, str], first: dict[str, Any], second: dict[str, Any]) -> str:

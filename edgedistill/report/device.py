@@ -43,8 +43,8 @@ class Choice:
         if self.take == self.best:
             return lead + ("It is the most accurate, and no faster one's interval reaches its own." if self.take else
                            "It is the most accurate and the fastest.")
-        return lead + (f"It is the fastest whose interval is not below that of the most accurate, {best.name} "
-                       f"({share_words(best.accuracy, best.ci95)}, {number(best.ms)} ms).")
+        return lead + (f"It is the fastest whose interval is not below that of the most accurate, {best.name}: "
+                       f"{share_words(best.accuracy, best.ci95)} in {number(best.ms)} ms.")
 
 
 def choose(points: list[Point]) -> Choice:

@@ -13,10 +13,11 @@ POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-a
 STYLE = """
 :root { color-scheme: light dark; --ink: #1a1f24; --soft: #55606b; --line: #d3dae0; --page: #ffffff; --card: #f4f6f8;
   --c0: #1f66c1; --c1: #b3540b; --c2: #1d7a4b; --c3: #8a3f9b; --c4: #727c87; --bad: #a8201a; --badly: #fdeceb;
-  --good: #1d7a4b; --goodly: #eaf6ef; }
+  --good: #1d7a4b; --goodly: #eaf6ef;
+  --shade: #0004; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e7eaed; --soft: #a5afb9; --line: #3a424b; --page: #14181c;
   --card: #1d2329; --c0: #6aa7f8; --c1: #ec9a55; --c2: #5fc48d; --c3: #cf8fdd; --c4: #8d97a2; --bad: #ff9d94;
-  --badly: #3a1d1c; --good: #5fc48d; --goodly: #17301f; } }
+  --badly: #3a1d1c; --good: #5fc48d; --goodly: #17301f; --shade: #fff6; } }
 * { box-sizing: border-box; }
 body { margin: 0 auto; padding: 1.5rem 1rem 4rem; max-width: 62rem; background: var(--page); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; overflow-wrap: anywhere; }
@@ -29,7 +30,10 @@ article { border-top: 3px solid var(--line); margin-top: 3rem; }
 .tile b { display: block; font-size: 1.35rem; } .tile span { color: var(--soft); font-size: .85rem; }
 .note { border-left: 4px solid var(--good); background: var(--goodly); padding: .6rem .9rem; margin: 1rem 0; }
 .bad { border-color: var(--bad); background: var(--badly); } .bad b { color: var(--bad); }
-.scroll { overflow-x: auto; margin: .8rem 0; } .scroll:focus-visible { outline: 2px solid var(--c0); }
+.scroll { overflow-x: auto; margin: .8rem 0;  /* a shade at the right while there is more to scroll to */
+  background: linear-gradient(to left, var(--page) 40%, transparent) right / 2rem 100% no-repeat local,
+    linear-gradient(to left, var(--shade), transparent) right / .7rem 100% no-repeat scroll; }
+.scroll:focus-visible { outline: 2px solid var(--c0); }
 table { border-collapse: collapse; font-size: .9rem; min-width: 100%; overflow-wrap: normal; }
 th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th { font-weight: 600; color: var(--soft); vertical-align: bottom; }
@@ -51,7 +55,8 @@ figure { margin: 1rem 0; } figcaption { color: var(--soft); font-size: .85rem; m
   height: .8rem; border-radius: 2px; background: var(--c); margin-right: .4rem; vertical-align: -.05rem; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(20rem, 100%), 1fr)); gap: 0 1.5rem; }
 svg { display: block; overflow: visible; height: 15rem; width: calc(100% - 4rem); margin: 1.9rem 1.2rem 2.8rem 2.8rem; }
-svg text { font-size: 12.5px; fill: var(--soft); } svg .mark { fill: var(--ink); font-weight: 600; }
+svg text { font-size: 12.5px; fill: var(--soft); }
+svg .mark { fill: var(--ink); font-weight: 600; paint-order: stroke; stroke: var(--page); stroke-width: 3px; }
 svg .grid { stroke: var(--line); } svg .line { stroke: var(--c); stroke-width: 2.2; stroke-linecap: round; fill: none; }
 svg .dot { fill: var(--c); } svg .bubble { fill: var(--c); fill-opacity: .22; stroke: var(--c); stroke-width: 1.5; }
 svg .chosen { stroke-width: 3.5; } svg .front { stroke: var(--soft); stroke-width: 1.5; stroke-dasharray: 5 4; }
