@@ -64,15 +64,15 @@ def bench(subject: str = "made-up-bundle", valid: bool = True) -> dict[str, Any]
             "p99_ms": round(1.5 * p50, 1), "first_token_ms": round(0.45 * p50, 1), "tokens_per_s": round(5500 / p50, 1),
             "load_ms": 404.0, "load_cold_ms": 911.0, "first_request_ms": round(1.9 * p50, 1),
             "phases": dict(zip(("tokenize_ms", "read_ms", "decode_ms", "token_ms"), (*phases, phases[2] / 10.1), strict=True))
-            if phases else {"token_ms": None},
+            if phases else {"tokenize_ms": None, "read_ms": None, "decode_ms": 0.55 * p50, "token_ms": 0.054 * p50},
             "peak_rss_mb": round(1.3 * mb, 1), "pss_mb": None if engine == "torch" else mb, "bytes": round(1e6 * mb),
-            "accuracy": right / 100, "correct": right, "ci95": interval(right, 100), "joules": None,
+            "accuracy": right / 100, "correct": right, "counted": 100, "ci95": interval(right, 100), "joules": None,
             "floor_ms": 3.62 if engine == "edge" else None, "probe_ratio": round(p50 / 21, 2),
             "settings": {"threads": threads}})
         raw.append({"name": name, "threads": threads, "ms": [p50, 0.9 * p50, p50, 1.1 * p50, 1.3 * p50]})
     return {
         **machine.origin("bench"), "machine": {"cpu": "Made-up CPU", "cores": 2, "memory_gb": 25.3, "os": "Linux 6 x86_64"},
-        "commit": None, "subject": subject, "task": "svamp", "data": {"name": "svamp", "split": "test", "n": 100},
+        "commit": None, "subject": subject, "task": "svamp", "data": {"name": "svamp", "split": "test", "n": 200},
         "command": "edgedistill bench --against torch,optimum,llama.cpp,qwen2.5-coder-0.5b --threads 1,2 --run runs/made-up",
         "results": entries, "comparisons": [
             {"name": "edge int8", "other": "torch fp32", "threads": 2, "ratio": 5.25, "ci95": [5.1, 5.4], "different": True},
@@ -82,10 +82,10 @@ def bench(subject: str = "made-up-bundle", valid: bool = True) -> dict[str, Any]
         "probes": [{"threads": 1, "read_gb_s": 17.4, "gemm_gflops": 61.0, "ms": 34.1},
                    {"threads": 2, "read_gb_s": 29.8, "gemm_gflops": 118.0, "ms": 21.0}],
         "health": {"valid": valid, "why": [] if valid else ["under-voltage has occurred", "the clock fell to 600 MHz"],
-                   "governor": "performance", "mhz": {"before": 2400, "min": 2390, "max": 2400, "after": 2400},
-                   "celsius": {"before": 41.0, "max": 63.5, "after": 58.0},
+                   "governor": "performance", "mhz": {"before": 2400, "min": 2390, "median": 2398, "max": 2400, "after": 2400},
+                   "celsius": {"before": 41.0, "min": 41.0, "median": 60.0, "max": 63.5, "after": 58.0},
                    "throttled": [] if valid else ["under-voltage", "frequency capped"], "loadavg": [0.4, 0.5, 0.6],
-                   "steal_percent": 0.2, "energy": "not measured"},
+                   "steal_percent": 0.2, "energy": "not measured", "notes": ["1 MB are swapped out"]},
         "raw": raw}
 
 

@@ -32,7 +32,7 @@ def test_the_table_has_a_row_for_each_engine_by_machine_the_fastest_first(tmp_pa
     given(tmp_path / "pi5" / "b.json", machine=pi)
     text = board(tmp_path)
     assert text.splitlines()[0] == "| machine | student | engine | threads | p50 ms | right | on | MB | memory MB |"
-    assert ("| Made-up CPU, 2 cores | made-up-bundle | edge int8 | 2 | 117 | 55.0 % (45.2 to 64.4) | svamp test, 100 rows | "
+    assert ("| Made-up CPU, 2 cores | made-up-bundle | edge int8 | 2 | 117 | 55.0 % (45.2 to 64.4) | 100 rows of svamp, test | "
             "115 | 149 |") in text
     assert "| A \\| Pi &lt;b>, 4 cores | " in text  # no file can break the table or put HTML into the README
     ours = [row for row in rows(text) if row[0] == "Made-up CPU, 2 cores"]

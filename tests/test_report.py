@@ -12,12 +12,13 @@ import tiny_students
 import typer.main
 
 from edgedistill import cards, machine, runs
+from edgedistill.bench import bench
 from edgedistill.cards import Target
 from edgedistill.cli import app
 from edgedistill.errors import Error, UsageError
 from edgedistill.evaluate import evaluate
 from edgedistill.export import write
-from edgedistill.report import collect, commands, device, report, schema
+from edgedistill.report import board, collect, commands, device, report, schema
 from edgedistill.report.compare import common
 from edgedistill.report.device import Point, choose
 from edgedistill.tasks import wordmath
@@ -47,7 +48,7 @@ def test_the_page_tells_the_story_and_what_to_take(run: Path) -> None:
         "int8 lost 1.0 points of dev accuracy. The gate allows 1.5.", "Left in higher precision: qkv",
         "-20.0 points (-30.0 to -10.0), p = 0.01", "117 ms: tokenise 0.3, read 46.2, decode 68.9",
         "edge int8 llama.cpp Q8_0 2 1.02 (0.97 to 1.08) no difference found", "29.8 GB/s read, 118 GFLOP/s",
-        "before 41, max 64, after 58 °C", "energy not measured",
+        "before 41, min 41, median 60, max 64, after 58 °C", "energy not measured",
     ):
         assert words in text, words
     assert "Invalid" not in text
@@ -75,11 +76,14 @@ def test_what_the_verbs_write_and_older_results_make_a_page(tmp_path: Path) -> N
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps(row) + "\n" for row in wordmath.generate("test", 4)))
     evaluate(str(bundle), data=str(rows), run=str(folder))
-    (folder / "bench").mkdir()
+    bench(str(bundle), run=str(folder), data=str(rows), threads=[1])
+    board.check(next((folder / "bench").iterdir()))
     old = RESULTS / "svamp-chain" / "finetune_bench_finetune-bundle_own-own_t1-2.json"
     (folder / "bench" / "old.json").write_bytes(old.read_bytes())
     text = text_of(report([str(folder)]))
-    for words in ("old-bundle (int8) on 4 rows of rows, all", "edge int8, 2 threads 117 ms", "edge int8, 1 thread 173 ms",
+    for words in ("old-bundle (int8) on 4 rows of rows, all",
+                  "edgedistill bench BUNDLE --data rows --split all --threads 1 --n 4",
+                  "edge int8, 2 threads 117 ms", "edge int8, 1 thread 173 ms",
                   "edgedistill bench PATH/finetune-bundle --threads 1,2 --n 30 --run runs/old"):
         assert words in text, words
     assert "Recommended" not in text  # of one engine there is nothing to choose
@@ -160,13 +164,16 @@ def test_the_choice_is_the_fastest_not_below_the_best(points: list[Point], take:
 
 
 def test_an_entrys_own_accuracy_and_fastest_threads_count_and_evals_fill_in() -> None:
-    bench = made_run.bench()
-    points = device.points_of([bench], [])["100 rows of svamp, test"]
+    result = made_run.bench()
+    points = device.points_of([result], [])["100 rows of svamp, test"]
     assert {p.name: (p.threads, p.ms) for p in points}["edge int8"] == (2, 116.6)
-    for entry in bench["results"]:
-        entry["accuracy"] = entry["ci95"] = None
-    assert device.points_of([bench], []) == {}
-    filled = device.points_of([bench], [made_run.evaluated("made-up-bundle", 22)])
+    for entry in result["results"]:
+        entry["accuracy"] = entry["ci95"] = None  # of forced lengths: nothing was counted, and no eval stands for it
+    evals = [made_run.evaluated("made-up-bundle", 22)]
+    assert device.points_of([result], evals) == {}
+    for entry in result["results"]:
+        del entry["accuracy"]  # of before bench counted
+    filled = device.points_of([result], evals)
     assert {rows: [p.name for p in points] for rows, points in filled.items()} == {"40 rows of svamp, test": ["edge int8"]}
 
 

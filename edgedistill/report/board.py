@@ -8,7 +8,7 @@ from typing import Any
 
 from edgedistill.errors import UsageError
 from edgedistill.report import schema
-from edgedistill.report.device import valid
+from edgedistill.report.device import rows_of, valid
 from edgedistill.report.page import number, share_words
 
 
@@ -27,12 +27,12 @@ def board(folder: str | Path) -> str:
     for result in sorted(results, key=lambda result: result["created"]):
         where, data = result["machine"], result.get("data")
         machine = f"{where['cpu']}, {where['cores']} cores"
-        rows = f"{data['name']} {data['split']}, {data['n']} rows" if data else ""
         if not valid(result):
             left_out.append(f"{result['subject']} on {machine} ({'; '.join(result['health']['why'])})")
             continue
         for entry in result["results"]:
-            right = share_words(entry["accuracy"], entry["ci95"]) if entry.get("accuracy") is not None else ""
+            counted = entry.get("accuracy") is not None
+            right, rows = (share_words(entry["accuracy"], entry["ci95"]), rows_of(entry, data)) if counted else ("", "")
             lines[machine, result["subject"], rows, entry["name"], entry["threads"]] = (
                 entry["p50_ms"], [number(entry["p50_ms"]), right, rows, number(entry["bytes"] / 1e6),
                                   number(entry["peak_rss_mb"])])

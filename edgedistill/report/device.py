@@ -70,32 +70,39 @@ def valid(result: dict[str, Any]) -> bool:
     return (result.get("health") or {}).get("valid") is not False
 
 
-def points_of(results: list[dict[str, Any]], evals: list[dict[str, Any]]) -> dict[str, list[Point]]:
-    """The valid entries whose accuracy is known, by the rows it was counted on. A later result takes an earlier one's place.
+def rows_of(entry: dict[str, Any], data: dict[str, Any] | None) -> str:
+    """The rows that an entry was counted on, in words; `data` is its result's."""
+    return f"{plural(entry.get('counted') or data['n'], 'row')} of {data['name']}, {data['split']}" if data else "its own rows"
 
-    An edge entry without an accuracy of its own has that of the run's eval of the same subject and precision.
+
+def points_of(results: list[dict[str, Any]], evals: list[dict[str, Any]]) -> dict[str, list[Point]]:
+    """What was measured on a fit machine and counted, by the rows it was counted on; each at its fastest thread count.
+
+    A later result takes the place of an earlier one of the same name, subject and threads.
     """
     found: dict[str, dict[tuple[str, str, int], Point]] = {}
     for result in filter(valid, results):
         for entry in result["results"]:
-            counted, data = entry, result.get("data")
-            if entry.get("accuracy") is None or entry.get("ci95") is None:
-                counted = data = next((ev for ev in reversed(evals) if entry["engine"] == "edge"
-                                       and (ev["subject"], ev["precision"]) == (result["subject"], entry["precision"])), None)
-            if counted is None:
-                continue
-            name = data and data.get("name", data.get("data"))  # a bench's data, or an eval
-            rows = f"{plural(data['n'], 'row')} of {name}, {data['split']}" if data else "its own rows"
-            name, subject, threads = place = name_of(entry), result["subject"], entry["threads"]
-            found.setdefault(rows, {})[place] = Point(name, subject, threads, entry["p50_ms"], counted["accuracy"],
-                                                      counted["ci95"], entry["bytes"])
+            accuracy, ci95, rows = _counted(result, entry, evals)
+            if accuracy is not None and ci95:
+                name, subject, threads = place = name_of(entry), result["subject"], entry["threads"]
+                found.setdefault(rows, {})[place] = Point(name, subject, threads, entry["p50_ms"], accuracy, ci95, entry["bytes"])
     fastest: dict[str, list[Point]] = {}
     for rows, points in found.items():
-        best: dict[tuple[str, str], Point] = {}
-        for point in sorted(points.values(), key=lambda point: -point.ms):
-            best[point.name, point.subject] = point
-        fastest[rows] = list(best.values())
+        slowest_first = sorted(points.values(), key=lambda point: -point.ms)
+        fastest[rows] = list({(point.name, point.subject): point for point in slowest_first}.values())
     return fastest
+
+
+def _counted(result: dict[str, Any], entry: dict[str, Any],
+             evals: list[dict[str, Any]]) -> tuple[float | None, list[float] | None, str]:
+    """(accuracy, interval, rows): the entry's own; of before `bench` counted, the run's eval of that bundle."""
+    if "accuracy" in entry:
+        return entry["accuracy"], entry.get("ci95"), rows_of(entry, result.get("data"))
+    for ev in reversed(evals):
+        if entry["engine"] == "edge" and (ev["subject"], ev["precision"]) == (result["subject"], entry["precision"]):
+            return ev["accuracy"], ev["ci95"], rows_of({"counted": ev["n"]}, {**ev, "name": ev["data"]})
+    return None, None, ""
 
 
 def by_machine(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
@@ -166,18 +173,19 @@ def _phases(result: dict[str, Any]) -> str:
         phases = entry.get("phases") or {}
         times = {name: phases[phase] for name, phase in _PHASES.items() if phases.get(phase) is not None}
         parts = [(list(_PHASES).index(name), ms) for name, ms in times.items()]
-        parts.append((4, max(0.0, entry["p50_ms"] - sum(times.values()))))
+        # What is left comes before decoding: of a peer only its first token is known.
+        parts.insert(len(parts) - ("decode" in times), (4, max(0.0, entry["p50_ms"] - sum(times.values()))))
         words = ", ".join(f"{name} {number(ms)}" for name, ms in times.items())
         rows.append((f"{name_of(entry)}, {plural(entry['threads'], 'thread')}",
                      f"{number(entry['p50_ms'])} ms" + (f": {words}" if words else ""), parts))
     shapes = _shapes(result)
     shape = f" of {shapes[0][0]:g} tokens in, {shapes[0][1]:g} out" if len(shapes) == 1 else ""
     split = any(len(parts) > 1 for *_, parts in rows)
-    legend = key([*_PHASES, "not taken apart"], [0, 1, 2, 4]) if split else ""
+    legend = key(["tokenise", "read", "not taken apart", "decode"], [0, 1, 4, 2]) if split else ""
     # One slow peer must not flatten the phases of the others.
-    apart = max((sum(length for _, length in parts) for *_, parts in rows if len(parts) > 1), default=0)
+    apart = max((sum(ms for _, ms in parts) for *_, parts in rows if len(parts) > 2), default=0)
     return bars(f"Where the time of a median request{shape} goes; a bar with a broken end goes on", rows, legend,
-                2.5 * apart if any(parts[-1][1] > 2.5 * apart for *_, parts in rows) else 0)
+                2.5 * apart if any(sum(ms for _, ms in parts) > 2.5 * apart for *_, parts in rows) else 0)
 
 
 def _shapes(result: dict[str, Any]) -> list[tuple[float, float]]:
@@ -196,8 +204,9 @@ def _peers(result: dict[str, Any]) -> str:
     shown = "" if not settings else "<details><summary>Settings of each engine</summary>" + table("Settings", {
         "engine": list(settings), "settings": [", ".join(f"{k} {v}" for k, v in its.items()) for its in settings.values()],
     }) + "</details>"
+    lead = p("In milliseconds, if no unit is given. A token's floor: reading its weights at the probe's rate.", "soft")
     who = {"engine": [name_of(entry) for entry in entries], "threads": [entry["threads"] for entry in entries]}
-    return table("Latency", who | {
+    return lead + table("Latency", who | {
         "p50 ms": each("p50_ms"), "p90": each("p90_ms"), "p95": each("p95_ms"), "p99": each("p99_ms"),
         "first token": each("first_token_ms"),
         "a token": [number((entry.get("phases") or {}).get("token_ms")) for entry in entries],
@@ -226,7 +235,7 @@ def _health(result: dict[str, Any]) -> str:
     health = result.get("health") or {}
     where = result["machine"]
     facts = {"machine": f"{where['cpu']}, {plural(where['cores'], 'core')}, {where.get('memory_gb') or '?'} GB, {where['os']}",
-             "governor": health.get("governor"), "clock": _journey(health.get("mhz"), "MHz"),
+             "board": health.get("board"), "governor": health.get("governor"), "clock": _journey(health.get("mhz"), "MHz"),
              "temperature": _journey(health.get("celsius"), "°C")}
     if "throttled" in health:
         flags = health["throttled"]
@@ -240,6 +249,7 @@ def _health(result: dict[str, Any]) -> str:
         parts = [f"{number(probe[key])} {unit}" for key, unit in (("read_gb_s", "GB/s read"), ("gemm_gflops", "GFLOP/s"),
                                                                   ("ms", "ms")) if probe.get(key) is not None]
         facts[f"probe, {plural(probe['threads'], 'thread')}"] = ", ".join(parts)
+    facts["notes"] = "; ".join(health.get("notes") or [])
     return "<dl>" + "".join(f"<dt>{e(name)}</dt><dd>{e(value)}</dd>" for name, value in facts.items() if value) + "</dl>"
 
 
@@ -248,6 +258,6 @@ def _when(result: dict[str, Any]) -> str:
 
 
 def _journey(values: dict[str, Any] | None, unit: str) -> str | None:
-    """{before, min, max, after} in words."""
+    """{before, min, median, max, after} in words."""
     known = {name: value for name, value in (values or {}).items() if value is not None}
     return ", ".join(f"{name} {value:.0f}" for name, value in known.items()) + f" {unit}" if known else None

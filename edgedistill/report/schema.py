@@ -57,13 +57,13 @@ _ENTRY = {
     "output_tokens?": "amount", "n": "count", "p50_ms": "amount", "p90_ms": "amount", "p95_ms?": "amount", "p99_ms": "amount",
     "first_token_ms?": "amount", "tokens_per_s?": "amount", "load_ms?": "amount", "load_cold_ms?": "amount",
     "first_request_ms?": "amount", "peak_rss_mb?": "amount", "pss_mb?": "amount", "bytes": "count", "accuracy?": "share",
-    "correct?": "count", "ci95?": "range", "joules?": "amount", "floor_ms?": "amount", "probe_ratio?": "amount",
+    "correct?": "count", "counted?": "count", "ci95?": "range", "joules?": "amount", "floor_ms?": "amount",
+    "probe_ratio?": "amount",
     "phases?": {"tokenize_ms?": "amount", "read_ms?": "amount", "decode_ms?": "amount", "token_ms?": "amount"},
     "settings?": {"*": "any"}}
 _HEALTH = {
-    "valid?": "flag", "why?": ["text"], "governor?": "text",
-    "celsius?": {"before?": "number", "max?": "number", "after?": "number"},
-    "mhz?": {"before?": "amount", "min?": "amount", "max?": "amount", "after?": "amount"}, "throttled?": ["text"],
+    "valid?": "flag", "why?": ["text"], "notes?": ["text"], "board?": "text", "governor?": "text", "mhz?": {"*": "amount"},
+    "celsius?": {"*": "number"}, "throttled?": ["text"],
     "loadavg?": ["amount"], "steal_percent?": "amount", "energy?": "text"}
 KINDS["bench"] = ORIGIN | {
     "subject": "text", "task?": "text", "data?": {"name": "text", "split": "text", "n": "count"}, "command?": "text",
