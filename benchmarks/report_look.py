@@ -140,7 +140,7 @@ def _colours(picture: Any) -> list[tuple[int, int, int]]:
     """The most frequent colours that differ from each other: all hues stay, the shades at letters' edges are merged."""
     chosen: list[tuple[int, int, int]] = []
     for _, colour in sorted(picture.getcolors(1 << 24), reverse=True):
-        if len(chosen) < COLOURS and all(max(abs(a - b) for a, b in zip(colour, other, strict=True)) > 12 for other in chosen):
+        if len(chosen) < COLOURS and all(max(abs(a - b) for a, b in zip(colour, other, strict=True)) > 8 for other in chosen):
             chosen.append(colour)
     return chosen
 

@@ -120,6 +120,8 @@ def test_every_result_of_the_project_can_be_read() -> None:
     ("eval/bundle.json", {"machine": None}, "machine is null, expected an object"),
     ("bench/made-up.json", {"results": [{"engine": "edge"}]}, r"results\[0\].precision is missing, expected text"),
     ("bench/made-up.json", {"results": 5}, "results is 5, expected a list"),
+    ("bench/made-up.json", {"results": [{**made_run.bench()["results"][0], "p50_ms": 0}]},
+     r"results\[0\].p50_ms is 0, expected a number above 0"),
     ("bench/made-up.json", {"schema": 2}, "schema is 2, expected 1"),
     ("train/manifest.json", {"result": []}, "the file is a list, expected an object"),
 ])
@@ -187,9 +189,15 @@ def test_two_runs_are_compared_by_the_paired_test_on_their_common_rows(tmp_path:
     text = text_of(page)
     low, high = (f"{100 * x:+.1f}" for x in expected["ci95"])
     assert f"30 of svamp, test 66.7 % 40.0 % +26.7 points ({low} to {high}), p = {expected['p']:.2g}" in text
-    assert "int8, svamp, test: a is right more often, by 26.7 points" in text
+    assert "int8, svamp, test: a minus b is +26.7 points" in text
     assert "edge int8 2 117 and 117 115 and 115" in text
     assert Path(page).read_text().count("<h1>") == 1 and Path(page).read_text().count("<article>") == 2
+
+
+def test_runs_that_answer_alike_are_not_told_apart(tmp_path: Path) -> None:
+    a, b = made_run.write(tmp_path / "a", right=20), made_run.write(tmp_path / "b", right=20)
+    text = text_of(report([str(a), str(b)]))
+    assert "a minus b is +0.0 points (+0.0 to +0.0), p = 1: these 40 rows do not tell them apart." in text
 
 
 def test_runs_without_common_rows_or_evals_say_so(tmp_path: Path) -> None:

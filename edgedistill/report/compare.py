@@ -55,10 +55,10 @@ def _pairs(first: list[_Result], second: list[_Result]) -> list[tuple[_Result, _
 def _sentence(names: tuple[str, str], a: _Result, b: _Result, test: dict[str, Any]) -> str:
     low, high = test["ci95"]
     what = f"{_both(a['precision'], b['precision'])}, {a['data']}, {a['split']}"
+    what += f": {names[0]} minus {names[1]} is {points(test)}"
     if low <= 0 <= high:
-        return f"{what}: these {test['n']} rows do not tell {names[0]} and {names[1]} apart."
-    better = names[0] if low > 0 else names[1]
-    return f"{what}: {better} is right more often, by {100 * abs(test['difference']):.1f} points."
+        return f"{what}: these {test['n']} rows do not tell them apart."
+    return f"{what}: {names[0] if low > 0 else names[1]} is right more often."
 
 
 def _both(a: str, b: str) -> str:

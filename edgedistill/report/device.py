@@ -86,7 +86,8 @@ def points_of(results: list[dict[str, Any]], evals: list[dict[str, Any]]) -> dic
             accuracy, ci95, rows = _counted(result, entry, evals)
             if accuracy is not None and ci95:
                 name, subject, threads = place = name_of(entry), result["subject"], entry["threads"]
-                found.setdefault(rows, {})[place] = Point(name, subject, threads, entry["p50_ms"], accuracy, ci95, entry["bytes"])
+                point = Point(name, subject, threads, entry["p50_ms"], accuracy, ci95, entry["bytes"])
+                found.setdefault(rows, {})[place] = point
     fastest: dict[str, list[Point]] = {}
     for rows, points in found.items():
         slowest_first = sorted(points.values(), key=lambda point: -point.ms)
@@ -217,7 +218,7 @@ def _peers(result: dict[str, Any]) -> str:
         "right": [None if entry.get("accuracy") is None else share_words(entry["accuracy"], entry["ci95"])
                   if entry.get("ci95") else percent(entry["accuracy"]) for entry in entries],
         "MB": each("bytes", 1e6), "peak memory MB": each("peak_rss_mb"), "PSS": each("pss_mb"), "load ms": each("load_ms"),
-        "from a cold disk": each("load_cold_ms"), "first request": each("first_request_ms"), "joules": each("joules"),
+        "load from disk": each("load_cold_ms"), "first request": each("first_request_ms"), "joules": each("joules"),
     }) + shown
 
 

@@ -35,8 +35,8 @@ article { border-top: 3px solid var(--line); margin-top: 3rem; }
     linear-gradient(to left, var(--shade), transparent) right / .7rem 100% no-repeat scroll; }
 .scroll:focus-visible { outline: 2px solid var(--c0); }
 table { border-collapse: collapse; font-size: .9rem; min-width: 100%; overflow-wrap: normal; }
-th, td { text-align: left; padding: .35rem .9rem .35rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { font-weight: 600; color: var(--soft); vertical-align: bottom; }
+th, td { text-align: left; padding: .35rem .8rem .35rem 0; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th { font-weight: 600; color: var(--soft); vertical-align: bottom; white-space: normal; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 tr > :first-child { position: sticky; left: 0; background: var(--page); max-width: 9.5rem; white-space: normal; }
 @media (min-width: 44rem) { tr > :first-child { max-width: none; white-space: nowrap; } }

@@ -19,6 +19,7 @@ _WORDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "flag": ("true or false", lambda v: isinstance(v, bool)),
     "number": ("a finite number", lambda v: _number(v)),
     "amount": ("a number from 0 up", lambda v: _number(v) and v >= 0),
+    "positive": ("a number above 0", lambda v: _number(v) and v > 0),
     "count": ("a whole number from 0 up", lambda v: isinstance(v, int) and not isinstance(v, bool) and v >= 0),
     "share": ("a number from 0 to 1", lambda v: _number(v) and 0 <= v <= 1),
     "range": ("[low, high]", lambda v: isinstance(v, list) and len(v) == 2 and all(map(_number, v)) and v[0] <= v[1]),
@@ -54,7 +55,7 @@ KINDS: dict[str, Any] = {
 }
 _ENTRY = {
     "name?": "text", "engine": "text", "precision": "text", "threads": "count", "input_tokens?": "amount",
-    "output_tokens?": "amount", "n": "count", "p50_ms": "amount", "p90_ms": "amount", "p95_ms?": "amount", "p99_ms": "amount",
+    "output_tokens?": "amount", "n": "count", "p50_ms": "positive", "p90_ms": "amount", "p95_ms?": "amount", "p99_ms": "amount",
     "first_token_ms?": "amount", "tokens_per_s?": "amount", "load_ms?": "amount", "load_cold_ms?": "amount",
     "first_request_ms?": "amount", "peak_rss_mb?": "amount", "pss_mb?": "amount", "bytes": "count", "accuracy?": "share",
     "correct?": "count", "counted?": "count", "ci95?": "range", "joules?": "amount", "floor_ms?": "amount",

@@ -50,10 +50,10 @@ def train(run: Path, manifest: dict[str, Any], taught: bool) -> Section:
         losses = {"loss": found}
     drawn = ""
     if losses:
-        high = max(value for found in losses.values() for _, value in found)
+        values = [value for found in losses.values() for _, value in found]
         words = "; ".join(f"{name} from {found[0][1]:.2f} to {found[-1][1]:.2f}" for name, found in losses.items())
         drawn += (f"<figure>{key(list(losses))}"
-                  + lines(f"Training loss by step: {words}.", steps, Axis("loss", 0, 1.05 * high or 1),
+                  + lines(f"Training loss by step: {words}.", steps, Axis("loss", min(0, *values), 1.05 * max(0, *values) or 1),
                           list(enumerate(losses.values()))) + "</figure>")
     if r["dev"]:
         best = r.get("best_dev_accuracy") or max(entry["accuracy"] for entry in r["dev"])
