@@ -185,8 +185,9 @@ def _phases(result: dict[str, Any]) -> str:
     legend = key(["tokenise", "read", "not taken apart", "decode"], [0, 1, 4, 2]) if split else ""
     # One slow peer must not flatten the phases of the others.
     apart = max((sum(ms for _, ms in parts) for *_, parts in rows if len(parts) > 2), default=0)
-    return bars(f"Where the time of a median request{shape} goes; a bar with a broken end goes on", rows, legend,
-                2.5 * apart if any(sum(ms for _, ms in parts) > 2.5 * apart for *_, parts in rows) else 0)
+    cut = 2.5 * apart if any(sum(ms for _, ms in parts) > 2.5 * apart for *_, parts in rows) else 0
+    return bars(f"Where the time of a median request{shape} goes" + ("; a bar with a broken end goes on" if cut else ""),
+                rows, legend, cut)
 
 
 def _shapes(result: dict[str, Any]) -> list[tuple[float, float]]:
