@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+from edgedistill.report.board import board as table_of
 from edgedistill.tasks.metrics import paired
 
 ROOT = Path(__file__).parent.parent
@@ -192,10 +193,17 @@ def edge() -> str:
     return "\n".join(lines).strip()
 
 
+def board() -> str:
+    """The bench results of all machines, from `results/bench/`."""
+    return "\n".join([
+        "Benches by machine: latency, accuracy in the same run, size and memory ([result files](benchmarks/results/bench), "
+        "[how to add yours](benchmarks/results/bench/README.md)):", "", table_of(RESULTS / "bench")])
+
+
 def write(text: str) -> str:
     """The README's text with the figures of today's result files between its markers."""
     for name, make in (("demo", demo), ("svamp", svamp), ("teach", teach), ("train", train), ("methods", methods),
-                       ("edge", edge)):
+                       ("edge", edge), ("board", board)):
         text = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda m, make=make: m[1] + make() + m[2], text,
                       flags=re.DOTALL)
     return text

