@@ -52,6 +52,7 @@ def bench(
     forced = bool(input_tokens or output_tokens)
     where, rows = (None, []) if forced or not card else _rows(run, folders[0], card, data, column, split)
     rows = rows[: n or defaults.BENCH_RUNS]
+    where = where and {**where, "n": len(rows)}
     work = Workload.of(card, rows, where) if rows else Workload.text(folders[0], form, input_tokens, output_tokens)
     rounds = n or (len(rows) or defaults.BENCH_RUNS)
     if pack:
