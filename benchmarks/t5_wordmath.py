@@ -10,7 +10,8 @@ verb trains it (`--method finetune`). Two sets are measured after the training, 
 
 `--templates FILE` adds training templates in the form of tasks/wordmath.py. Those of benchmarks/wordmath_more.txt (6,683)
 were written by a language model that was shown the skeletons with two training templates each and
-no other file: whoever writes more must not have read those of dev or test.
+no other file: whoever writes more must not have read those of dev or test. Those that by chance share more than ALIKE of
+their words with one of dev or test are left out all the same.
 
 The checkpoint is chosen on dev rows: half from the 9 templates of the dev split, half new draws of training templates.
 Result: benchmarks/results/t5-wordmath.json. `ci95` takes rows for independent draws, `ci95_templates` draws whole templates.
@@ -49,6 +50,7 @@ TEMPLATES = Path(__file__).parent / "wordmath_more.txt"
 SEEDS = {"train": 0, "known": 1, "dev": 2}  # of the draws from training templates
 KNOWN, UNSEEN, DEV = 592, 520, 198          # rows: about 8 a training template, 20 a test template; of DEV 11 a dev template
 WORDS, PIECES, NUMBERS = 2500, 500, 1000    # of the vocabulary: words, parts of words, and 0 to 999
+ALIKE = 0.6  # of the words of both
 SPECIAL = ["<pad>", "</s>", "<unk>"]
 SHAPE = {"d_model": 256, "d_kv": 32, "num_heads": 8, "d_ff": 640, "num_layers": 4, "num_decoder_layers": 4,
          "feed_forward_proj": "gated-gelu", "tie_word_embeddings": True, "dropout_rate": 0.0}
@@ -104,10 +106,21 @@ def main() -> None:
 
 
 def read_templates(path: Path) -> list[wordmath.Template]:
-    """Blocks of a skeleton and its templates, as in tasks/wordmath.py."""
+    """Blocks of a skeleton and its templates, as in tasks/wordmath.py; none that is like one of dev or test."""
     blocks = (block.split("\n- ") for block in re.split(r"\n(?=\()", path.read_text(encoding="utf-8").strip()))
-    return [wordmath.Template(f"more {skeleton.replace(' ', '')}#{place}", skeleton, " ".join(text.split()), "train")
-            for skeleton, *texts in blocks for place, text in enumerate(texts)]
+    found = [wordmath.Template(f"more {skeleton.replace(' ', '')}#{place}", skeleton, " ".join(text.split()), "train")
+             for skeleton, *texts in blocks for place, text in enumerate(texts)]
+    held_out = [words(template.text) for template in wordmath.TEMPLATES if template.split != "train"]
+
+    def alike(its: set[str]) -> bool:
+        return any(len(its & other) > ALIKE * len(its | other) for other in held_out)
+
+    return [template for template in found if not alike(words(template.text))]
+
+
+def words(text: str) -> set[str]:
+    """A template's words, without those that are drawn."""
+    return set(_WORD.findall(re.sub(r"\{[^}]*\}", "", text.lower())))
 
 
 def split(n: int, more: list[wordmath.Template]) -> tuple[dict[str, list[Row]], list[Row], list[Row]]:
