@@ -2,7 +2,7 @@
 
     python benchmarks/bundle_fuzz.py [--cases 2000]
 
-Tiny students with the real operators (a T5 and a Llama, int8), copied and mutated: the manifest's JSON (values swapped,
+Tiny students with the real operators (a T5 and a Llama, int8 and int4, with a calibration), copied and mutated: the manifest's JSON (values swapped,
 deleted, made huge, other types, paths like ../x and /etc/passwd), the graphs, the weights and the tokenizer (bytes flipped, cut
 off, doubled, swapped with one another, emptied, replaced by noise or by a link). Half are signed again, so that the hash check
 lets them through.
@@ -43,15 +43,16 @@ def main() -> None:
     outcomes: Counter[str] = Counter()
     failures = []
     with tempfile.TemporaryDirectory() as place:
-        originals = [make(family, Path(place) / family) for family in ("t5", "decoder")]
+        originals = [make(family, precision, Path(place) / f"{family}-{precision}")
+                     for family in ("t5", "decoder") for precision in ("int8", "int4")]
         (Path(place) / "outside").write_text("canary")
         for case in range(args.cases):
             rng = random.Random(f"{args.seed}-{case}")
             folder = Path(place) / "case"
             shutil.rmtree(folder, ignore_errors=True)
-            shutil.copytree(originals[case % 2], folder)
+            shutil.copytree(originals[case % 4], folder)
             done = mutate(folder, rng)
-            signed = case % 4 > 1
+            signed = case % 8 > 3
             if signed:
                 sign(folder)
             before = {p: p.stat().st_mtime_ns for p in Path(place).rglob("*") if folder not in p.parents and p != folder}
@@ -69,17 +70,19 @@ def main() -> None:
     print(json.dumps(result["outcomes"]))
 
 
-def make(family: str, folder: Path) -> Path:
+def make(family: str, precision: str, folder: Path) -> Path:
     """A bundle to be mutated."""
     sys.path.insert(0, str(HERE.parent / "tests"))
     import tiny_students
 
-    from edgedistill import cards
+    from edgedistill import cards, runs
     from edgedistill.cards import Target
     from edgedistill.export import write
 
     student = tiny_students.t5() if family == "t5" else tiny_students.decoder()
-    write(student, folder, "int8", cards.load(Target, "x86-vnni"))
+    write(student, folder, precision, cards.load(Target, "x86-vnni"))
+    manifest = runs.read_json(folder / "bundle.json")  # what the gates would have added
+    runs.write_json(folder / "bundle.json", {**manifest, "calibration": {"slope": 0.8, "offset": 0.1}, "accuracy": 0.5})
     return folder
 
 

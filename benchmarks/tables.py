@@ -193,6 +193,17 @@ def edge() -> str:
     return "\n".join(lines).strip()
 
 
+def trust() -> str:
+    """Whether the bench agrees with itself, from `results/bench-trust.json`."""
+    r = _read("bench-trust.json")
+    slowed, equal = r["slowed"], r["equal"]
+    return (f"{len(r['benches'])} benches of one bundle agree within {100 * r['ratio_spread']:.1f} % in the ratio of their median "
+            f"to the probe's ({100 * r['p50_spread']:.1f} % in the median itself); {100 * slowed['by']:.0f} % more time is found "
+            f"in {slowed['found']} of {slowed['pairs']} pairs, and {equal['different']} of {equal['pairs']} pairs of a bundle "
+            "with itself are called different ([script](benchmarks/bench_trust.py), "
+            "[result](benchmarks/results/bench-trust.json)).")
+
+
 def board() -> str:
     """The bench results of all machines, from `results/bench/`."""
     return "\n".join([
@@ -203,7 +214,7 @@ def board() -> str:
 def write(text: str) -> str:
     """The README's text with the figures of today's result files between its markers."""
     for name, make in (("demo", demo), ("svamp", svamp), ("teach", teach), ("train", train), ("methods", methods),
-                       ("edge", edge), ("board", board)):
+                       ("edge", edge), ("trust", trust), ("board", board)):
         text = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda m, make=make: m[1] + make() + m[2], text,
                       flags=re.DOTALL)
     return text

@@ -5,16 +5,18 @@ from __future__ import annotations
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from random import Random
 from statistics import fmean, median
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from edgedistill.bench.compare import compare, in_turns
+from edgedistill.bench.compare import SITTINGS, compare, in_turns
 from edgedistill.bench.health import Energy, Health
 from edgedistill.bench.probe import Product
 from edgedistill.bench.process import Inline, Process
@@ -74,8 +76,8 @@ def measure(jobs: dict[str, dict[str, Any]], counts: list[int], work: Workload, 
         for count in counts:
             with tempfile.TemporaryDirectory() as made:
                 turns = Turns(jobs, count, work, Path(made), Inline if inline else Process, python)
-                turns.run(rounds, _QUICK / len(counts) if quick else None)
-            source = turns.energy
+                turns.run(rounds, 1 if inline or quick else min(rounds, SITTINGS), _QUICK / len(counts) if quick else None)
+            source = turns.energy.source
             entries = turns.entries()
             found["results"] += entries
             found["comparisons"] += turns.comparisons()
@@ -115,67 +117,83 @@ class Turns:
 
     def __init__(self, jobs: dict[str, dict[str, Any]], threads: int, work: Workload, made: Path, opener: Any = Process,
                  python: str = sys.executable) -> None:
-        self.threads, self.work, self.requests, self.made = threads, work, work.requests, made
+        self.threads, self.work, self.requests = threads, work, work.requests
         self.opener, self.python = opener, python
         self.jobs = {name: {**job, "threads": threads, "first": work.requests[0]} for name, job in jobs.items()}
-        self.answers: dict[str, list[dict[str, Any]]] = {}
-        self.opened: dict[str, dict[str, Any]] = {}
-        self.memory: dict[str, dict[str, Any]] = {}
+        for name, job in self.jobs.items():
+            if "student" in job:
+                place = made / name.replace(" ", "-")
+                place.mkdir()
+                job |= {"made": str(place)}
+                with Process(name, {**job, "prepare": True}, python) as maker:
+                    job |= maker.opened
+        self.sittings: list[dict[str, list[dict[str, Any]]]] = []  # answers by engine, round by round
+        self.opened: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
+        self.memory: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
+        self.cold: dict[str, float] = {}
         self.joules: dict[str, float] = dict.fromkeys(jobs, 0.0)
+        self.energy = Energy()
 
-    def run(self, rounds: int, seconds: float | None = None) -> None:
-        """`rounds` rounds after a warm-up, fewer (never less than 6) when `seconds` are over."""
-        energy = Energy()
-        self.energy = energy.source
+    @property
+    def answers(self) -> dict[str, list[dict[str, Any]]]:
+        """Answers by engine, of all sittings."""
+        return {name: [answer for sitting in self.sittings for answer in sitting[name]] for name in self.sittings[0]}
+
+    def run(self, rounds: int, sittings: int, seconds: float | None = None) -> None:
+        """`rounds` rounds in so many `sittings`, fewer when `seconds` are over. Each sitting opens all anew and warms up."""
+        for name, job in self.jobs.items():
+            with self.opener(name, {**job, "cold": True}, *self._python(job)) as cold:
+                self.cold[name] = cold.opened["load_ms"]
+        progress = Progress(f"bench, {self.threads} threads", rounds, "rounds")
+        for i in range(sittings):
+            self._sitting(range(i * rounds // sittings, (i + 1) * rounds // sittings), seconds and seconds / sittings, progress)
+        progress.close()
+
+    def _python(self, job: dict[str, Any]) -> list[str]:
+        return [self.python] if "student" in job else []
+
+    def _sitting(self, rounds: range, seconds: float | None, progress: Progress) -> None:
         with ExitStack() as stack:
             processes = {}
-            for name, job in self.jobs.items():
-                python = [self.python] if "student" in job else []
-                if "student" in job:
-                    place = self.made / name.replace(" ", "-")
-                    place.mkdir()
-                    job |= {"made": str(place)}
-                    with Process(name, {**job, "prepare": True}, *python) as maker:
-                        job |= maker.opened
-                with self.opener(name, {**job, "cold": True}, *python) as cold:
-                    load_cold_ms = cold.opened["load_ms"]
-                processes[name] = stack.enter_context(self.opener(name, job, *python))
-                self.opened[name] = {**processes[name].opened, "load_cold_ms": load_cold_ms}
-            reads = next((o["read_by_a_token"] for o in self.opened.values() if o["read_by_a_token"]), None)
-            self.reads = reads or next(iter(self.opened.values()))["bytes"]
+            order = list(self.jobs)
+            Random(f"open {rounds.start}").shuffle(order)  # who comes first gets other memory
+            for name in order:
+                job = self.jobs[name]
+                processes[name] = stack.enter_context(self.opener(name, job, *self._python(job)))
+                self.opened[name].append(processes[name].opened)
+            reads = next((o[0]["read_by_a_token"] for o in self.opened.values() if o[0]["read_by_a_token"]), None)
+            self.reads = reads or self.opened[order[0]][0]["bytes"]
             if self.opener is Process:
                 processes[PROBE] = stack.enter_context(Process(PROBE, {
                     "engine": "probe", "threads": self.threads, "read_by_a_token": self.reads, "first": {}}))
-            progress = Progress(f"bench, {self.threads} threads", rounds, "rounds")
-            self.answers = {name: [] for name in processes}
-
-            def one(name: str) -> Any:
-                def ask(i: int) -> float:
-                    request = self.requests[i % len(self.requests)]
-                    time.sleep(_PAUSE)
-                    before = energy.joules()
-                    answer = processes[name].ask(request)
-                    after = energy.joules()
-                    if before is not None and i >= 0 and name != PROBE:
-                        self.joules[name] += after - before
-                    if i >= 0 and "read_ms" not in answer and name != PROBE:  # what a peer takes up to its first token
-                        answer["first_ms"] = processes[name].ask({**request, "n": None, "limit": 1})["ms"]
-                    if i >= 0:
-                        self.answers[name].append(answer)
-                    return answer["ms"]
-                return ask
-
-            asks = {name: one(name) for name in processes}
+            answers: dict[str, list[dict[str, Any]]] = {name: [] for name in processes}
+            asks = {name: self._asking(process, answers[name]) for name, process in processes.items()}
             in_turns(asks, range(-_WARM_UP, 0))
             start = time.monotonic()
-            for i in range(rounds):
+            for i in rounds:
                 in_turns(asks, range(i, i + 1))
                 progress.advance()
-                if seconds is not None and i >= 5 and time.monotonic() - start > seconds:
+                if seconds is not None and time.monotonic() - start > seconds:
                     break
-            progress.close()
             for name in self.jobs:
-                self.memory[name] = processes[name].ask({"end": True})
+                self.memory[name].append(processes[name].ask({"end": True}))
+        self.sittings.append(answers)
+
+    def _asking(self, process: Any, answers: list[dict[str, Any]]) -> Callable[[int], float]:
+        """Asks a process the question of a round, keeps the answer (rounds before 0 warm up), returns its time."""
+        def ask(i: int) -> float:
+            request = self.requests[i % len(self.requests)]
+            time.sleep(_PAUSE)
+            before = self.energy.joules()
+            answer = process.ask(request)
+            if before is not None and i >= 0 and process.name != PROBE:
+                self.joules[process.name] += self.energy.joules() - before
+            if i >= 0 and "read_ms" not in answer and process.name != PROBE:  # what a peer takes up to its first token
+                answer["first_ms"] = process.ask({**request, "n": None, "limit": 1})["ms"]
+            if i >= 0:
+                answers.append({**answer, "request": i % len(self.requests)})
+            return answer["ms"]
+        return ask
 
     def entries(self) -> list[dict[str, Any]]:
         """An entry of `results` for each engine (DESIGN section 2)."""
@@ -183,6 +201,8 @@ class Turns:
 
     def _entry(self, name: str) -> dict[str, Any]:
         answers, opened = self.answers[name], self.opened[name]
+        memory = self.memory[name]
+        pss = [each["pss_mb"] for each in memory if each["pss_mb"] is not None]
         times = [answer["ms"] for answer in answers]
         p50, p90, p95, p99 = (round(float(q), 3) for q in np.percentile(times, [50, 90, 95, 99]))
         first = [a.get("first_ms", a.get("tokenize_ms", 0.0) + a.get("read_ms", 0.0)) for a in answers]
@@ -196,23 +216,24 @@ class Turns:
         phases = {"tokenize_ms": _median(answers, "tokenize_ms"), "read_ms": _median(answers, "read_ms"),
                   "decode_ms": round(median(decode), 3), "token_ms": token_ms and round(token_ms, 3)}
         return {
-            "name": name, "engine": engine, "precision": opened["precision"], "threads": self.threads,
+            "name": name, "engine": engine, "precision": opened[0]["precision"], "threads": self.threads,
             "input_tokens": round(median(a["tokens_in"] for a in answers)),
             "output_tokens": round(fmean(a["tokens_out"] for a in answers), 1), "n": n, "p50_ms": p50, "p90_ms": p90,
             "p95_ms": p95, "p99_ms": p99, "mean_ms": round(fmean(times), 3), "first_token_ms": round(median(first), 3),
-            "tokens_per_s": token_ms and round(1e3 / token_ms, 1), "load_ms": round(opened["load_ms"], 1),
-            "load_cold_ms": round(opened["load_cold_ms"], 1), "first_request_ms": round(opened["first_request_ms"], 1),
-            "phases": phases, **self.memory[name], "bytes": opened["bytes"], **self._counted(name),
-            "joules": round(self.joules[name] / n, 4) if self.energy != "not measured" else None,
-            "floor_ms": self._floor(opened), "probe_ratio": round(p50 / median(probe), 4) if probe else None,
-            "settings": opened["settings"]}
+            "tokens_per_s": token_ms and round(1e3 / token_ms, 1), "load_ms": _median(opened, "load_ms"),
+            "load_cold_ms": round(self.cold[name], 1), "first_request_ms": _median(opened, "first_request_ms"),
+            "phases": phases, **{key: max(each[key] for each in memory) for key in ("peak_rss_mb", "serving_mb")},
+            "pss_mb": max(pss) if pss else None, "bytes": opened[0]["bytes"], **self._counted(name),
+            "joules": round(self.joules[name] / n, 4) if self.energy.source != "not measured" else None,
+            "floor_ms": self._floor(opened[0]), "probe_ratio": round(p50 / median(probe), 4) if probe else None,
+            "settings": opened[0]["settings"]}
 
     def _counted(self, name: str) -> dict[str, Any]:
         """{accuracy, correct, counted, ci95} over the rows that were asked, each once."""
         card, rows = self.work.card, self.work.rows
         texts: dict[str, str] = {}
-        for i, answer in enumerate(self.answers[name]):
-            row = self.requests[i % len(self.requests)].get("row")
+        for answer in self.answers[name]:
+            row = self.requests[answer["request"]].get("row")
             if row and row["id"] in rows:
                 texts.setdefault(row["id"], answer["text"])
         if not card or not texts:
@@ -230,11 +251,11 @@ class Turns:
         return round(1e3 * seconds * opened["read_by_a_token"] / self.reads, 3)
 
     def comparisons(self) -> list[dict[str, Any]]:
-        """Every other engine against the first, round by round; none of fewer than 6 rounds."""
+        """Every other engine against the first, round by round; none of fewer sittings than that takes."""
         first, *others = self.jobs
-        times = {name: [answer["ms"] for answer in self.answers[name]] for name in self.jobs}
-        return [{"name": first, "other": other, "threads": self.threads, **compare(times[first], times[other])}
-                for other in others if len(times[first]) >= 6]
+        times = [{name: [answer["ms"] for answer in answers] for name, answers in sitting.items()} for sitting in self.sittings]
+        return [{"name": first, "other": other, "threads": self.threads, **compare([(t[first], t[other]) for t in times])}
+                for other in others if len(times) >= SITTINGS]
 
     def probes(self) -> list[dict[str, Any]]:
         """[{threads, read_gb_s, read_bytes, gemm_gflops, ms}], medians; nothing where there was no probe."""
