@@ -197,10 +197,10 @@ def trust() -> str:
     """Whether the bench agrees with itself, from `results/bench-trust.json`."""
     r = _read("bench-trust.json")
     slowed, equal = r["slowed"], r["equal"]
-    return (f"{len(r['benches'])} benches of one bundle agree within {100 * r['ratio_spread']:.1f} % in the ratio of their median "
-            f"to the probe's ({100 * r['p50_spread']:.1f} % in the median itself); {100 * slowed['by']:.0f} % more time is found "
-            f"in {slowed['found']} of {slowed['pairs']} pairs, and {equal['different']} of {equal['pairs']} pairs of a bundle "
-            "with itself are called different ([script](benchmarks/bench_trust.py), "
+    return (f"{len(r['benches'])} benches of one bundle agree within {100 * r['ratio_spread']:.1f} % in the ratio of their "
+            f"median to the probe's ({100 * r['p50_spread']:.1f} % in the median itself); {100 * slowed['by']:.0f} % more time "
+            f"is found in {slowed['found']} of {slowed['pairs']} pairs, and {equal['different']} of {equal['pairs']} pairs of a "
+            "bundle with itself are called different ([script](benchmarks/bench_trust.py), "
             "[result](benchmarks/results/bench-trust.json)).")
 
 
