@@ -65,7 +65,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     import onnxruntime  # noqa: F401 -- imported before the memory is read
     import tokenizers  # noqa: F401
 
-    from edgedistill.edge import Student
+    from edgedistill.edge import Student, bundle
 
     imported = machine.peak_rss_mb()
     start = time.perf_counter()
@@ -99,7 +99,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         "p50_ms": p50, "p90_ms": p90, "p99_ms": p99, "first_token_ms": round(first, 3),
         "tokens_per_s": round(1e3 * steps / max(float(np.mean(samples)) - first, 1e-3), 1) if mean_out > 1 else None,
         "load_ms": round(load_ms, 1), "peak_rss_mb": round(machine.peak_rss_mb() - imported, 1),
-        "bytes": sum(f["bytes"] for name, f in student.manifest["files"].items() if name.endswith((".onnx", ".bin")))}
+        "bytes": sum(f["bytes"] for name, f in student.manifest["files"].items() if name.endswith(bundle.ONNX))}
     return {"entry": entry, "samples": [round(sample, 3) for sample in samples]}
 
 
