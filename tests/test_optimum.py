@@ -37,6 +37,7 @@ QUANTISED = [("t5-v1.0", "int8", "portable"), ("t5-v1.0", "int8", "rpi4"), ("t5-
              ("llama", "int8", "portable"), ("llama", "int8", "rpi4"), ("qwen2", "int4", "portable")]
 QUESTIONS = ["a", *(row["input"] for row in wordmath.generate("dev", 3))]
 SHARED = ("t5", "t5-shared", "decoder", "decoder-shared")
+PORTABLE = cards.load(Target, "portable")
 PEERS = os.environ.get("EDGEDISTILL_OPTIMUM_PYTHON")
 
 
@@ -184,12 +185,18 @@ def test_lengths_beyond_the_tables_of_the_edge_layout(family: str, students, fol
     torch.testing.assert_close(torch.tensor(np.array(found)), expected.detach(), atol=1e-4, rtol=1e-4)
 
 
-def test_a_sliding_window_is_kept_in_both_layouts(tmp_path: Path) -> None:
-    student = tiny_students.decoder("mistral", tied=False, sliding_window=8)
-    expected = student.generate(QUESTIONS)
-    for layout in ("edge", "optimum"):
-        write(student, tmp_path / layout, "fp32", cards.load(Target, "portable"), layout=layout)
-        assert gates.tokens(Student.load(tmp_path / layout), QUESTIONS, "fp32") == expected
+@pytest.mark.parametrize("family, windowed", [("mistral", (0, 1, 2)), ("qwen2", (1, 2))])
+def test_a_sliding_window_is_kept_or_refused(family: str, windowed: tuple[int, ...], tmp_path: Path) -> None:
+    more = {"use_sliding_window": True, "max_window_layers": 1} if family == "qwen2" else {}
+    student = tiny_students.decoder(family, tied=False, sliding_window=8, **more)
+    kinds = getattr(student.model.config, "layer_types", None) or ["sliding_attention"] * 3
+    assert tuple(i for i, kind in enumerate(kinds) if kind == "sliding_attention") == windowed
+    write(student, tmp_path / "optimum", "fp32", PORTABLE, layout="optimum")
+    assert gates.tokens(Student.load(tmp_path / "optimum"), QUESTIONS, "fp32") == student.generate(QUESTIONS)
+    with pytest.raises(UsageError, match="looks back 8 tokens only.*give --layout optimum"):
+        write(student, tmp_path / "edge", "fp32", PORTABLE)
+    student.model.config.sliding_window = 4096
+    write(student, tmp_path / "edge", "fp32", PORTABLE)
 
 
 def test_samples_and_choices_work_on_the_grown_caches(students, folders) -> None:

@@ -89,6 +89,14 @@ class Graph:
         self.nodes.append(helper.make_node(op, inputs, outputs, outputs[0], domain=domain, **attributes))
         return outputs[0] if len(outputs) == 1 else outputs
 
+    def distances(self, before: str, length: str) -> str:
+        """[S, P + S]: the keys' places less the queries', for `length` S queries behind `before` P keys; both [1]."""
+        total = self.node("Add", [before, length])
+        keys = self.node("Range", [self.constant(0), self.node("Squeeze", [total]), self.constant(1)])
+        queries = self.node("Range", [self.node("Squeeze", [before]), self.node("Squeeze", [total]), self.constant(1)])
+        return self.node("Sub", [self.node("Unsqueeze", [keys, self.constant([0])]),
+                                 self.node("Unsqueeze", [queries, self.constant([1])])])
+
     def norm(self, x: str, added: str | None, name: str, gain: np.ndarray, epsilon: float) -> tuple[str, str]:
         """(RMS norm of x + added, x + added), in one of onnxruntime's fused operators."""
         weight = self.weight(name, gain)

@@ -29,6 +29,10 @@ def write(model: Any, folder: Path, linear: Linear, weights: Weights, max_length
     """Writes `model.onnx` for sequences of up to `max_length` tokens; returns what the engine must know of it."""
     config, state = model.config, _state(model)
     heads, kv, size = _heads(config)
+    windows = [width for i in range(config.num_hidden_layers) if (width := _window(config, i)) and width < max_length]
+    if windows:
+        raise UsageError(f"export: this {config.model_type} model looks back {windows[0]} tokens only, its texts have up to "
+                         f"{max_length}; give --layout optimum")
     g = Graph("llama", weights)
     g.input("input_ids", np.int64, [1, "S"])
     g.input("seqlens_k", np.int32, [1])
@@ -43,7 +47,7 @@ def write(model: Any, folder: Path, linear: Linear, weights: Weights, max_length
             "GroupQueryAttention",
             [packed, "", "", f"past_{i}.key", f"past_{i}.value", "seqlens_k", "total_length", cos, sin],
             [f"attention_{i}", f"present_{i}.key", f"present_{i}.value"], DOMAIN, num_heads=heads, kv_num_heads=kv,
-            do_rotary=1, rotary_interleaved=0, scale=size ** -0.5, **_window(config, i))[0]
+            do_rotary=1, rotary_interleaved=0, scale=size ** -0.5)[0]
 
     normed = _layers(g, config, state, linear, "input_ids", attend)
     # Only the last token's logits are wanted: slice before the head, the largest matrix.
@@ -73,6 +77,10 @@ def write_optimum(model: Any, folder: Path, linear: Linear, weights: Weights) ->
     total = Rows(g, mask).length
     bias = g.node("Expand", [g.node("Unsqueeze", [hidden, g.constant([1, 2])]),
                              g.node("Concat", [g.constant([1, 1]), texts.length, total], axis=0)])
+    windows = {None: bias}  # by width; GroupQueryAttention's own is another in onnxruntime 1.23.2 than in 1.32
+    for width in {_window(config, i) for i in range(config.num_hidden_layers)} - {None}:
+        near = g.node("Greater", [g.distances(g.node("Sub", [total, texts.length]), texts.length), g.constant(-width)])
+        windows[width] = g.node("Where", [near, bias, g.constant(MASKED, np.float32)])
     total = g.node("Cast", [total], to=6)
     last = g.node("Expand", [g.node("Sub", [total, g.constant([1], np.int32)]), texts.batch])
     total = g.node("Squeeze", [total])
@@ -87,9 +95,10 @@ def write_optimum(model: Any, folder: Path, linear: Linear, weights: Weights) ->
         q, k = (g.node("RotaryEmbedding", [each, rows, cos, sin], domain=DOMAIN) for each in (q, k))
         return texts.together(g.node(
             "GroupQueryAttention",
-            [q, k, v, f"past_key_values.{i}.key", f"past_key_values.{i}.value", last, total, "", "", "", bias],
+            [q, k, v, f"past_key_values.{i}.key", f"past_key_values.{i}.value", last, total, "", "", "",
+             windows[_window(config, i)]],
             [f"attention_{i}", f"present.{i}.key", f"present.{i}.value"], DOMAIN, num_heads=heads, kv_num_heads=kv,
-            scale=size ** -0.5, **_window(config, i))[0])
+            scale=size ** -0.5)[0])
 
     normed = _layers(g, config, state, linear, texts.tokens(ids), attend)
     g.node("Identity", [texts.apart(_logits(g, config, state, linear, normed))], ["logits"])
@@ -110,10 +119,10 @@ def _heads(config: Any) -> tuple[int, int, int]:
     return heads, config.num_key_value_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
 
 
-def _window(config: Any, i: int) -> dict[str, int]:
-    """The attribute for how many tokens layer i looks back, itself among them, where not to all."""
-    kinds, width = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
-    return {} if width is None or (kinds and kinds[i] != "sliding_attention") else {"local_window_size": width}
+def _window(config: Any, i: int) -> int | None:
+    """How many tokens layer i looks back, itself among them; None for all."""
+    kinds = getattr(config, "layer_types", None)
+    return getattr(config, "sliding_window", None) if not kinds or kinds[i] == "sliding_attention" else None
 
 
 def _layers(g: Graph, config: Any, state: dict[str, np.ndarray], linear: Linear, ids: str,

@@ -264,11 +264,8 @@ def _bias(g: Graph, name: str, table: np.ndarray, before: str, length: str) -> s
     """[1, heads, S, before + S]: the bias of `length` S queries that follow `before` keys, from a table [heads, 2 * reach + 1]
     whose ends stand for all that is further away."""
     reach = table.shape[1] // 2
-    total = g.node("Add", [before, length])
-    keys = g.node("Range", [g.constant(0), g.node("Squeeze", [total]), g.constant(1)])
-    queries = g.node("Range", [g.node("Squeeze", [before]), g.node("Squeeze", [total]), g.constant(1)])
-    distance = g.node("Sub", [g.node("Unsqueeze", [keys, g.constant([0])]), g.node("Unsqueeze", [queries, g.constant([1])])])
-    index = g.node("Add", [g.node("Clip", [distance, g.constant(-reach), g.constant(reach)]), g.constant(reach)])
+    index = g.node("Add", [g.node("Clip", [g.distances(before, length), g.constant(-reach), g.constant(reach)]),
+                           g.constant(reach)])
     return g.node("Unsqueeze", [g.node("Gather", [g.weight(name, table), index], axis=1), g.constant([0])])
 
 
