@@ -232,6 +232,9 @@ def _describe(folder: Path, result: dict[str, Any], student: Any, trained: dict[
     if result["accuracy"] is not None:
         lines.append(f"Dev accuracy {100 * result['fp32_accuracy']:.1f} % in fp32, {100 * result['accuracy']:.1f} % here "
                      f"({result['accuracy_rows']} rows); token agreement {100 * result['token_agreement']:.1f} %.")
+        if result["layout"] == "optimum":
+            lines.append("These are `edgedistill eval`'s answers: choices are scored, equations held to arithmetic, which "
+                         "`generate` does not do.")
     runs.write_text(folder / "README.md", "\n".join(lines) + "\n")
     readme = folder / "README.md"
     manifest["files"]["README.md"] = {"bytes": readme.stat().st_size, "sha256": bundle.digest(readme)}
