@@ -4,8 +4,8 @@
 
 Tiny students with the real operators (a T5 and a Llama, int8 and int4, with a calibration), copied and mutated: the manifest's
 JSON (values swapped, deleted, made huge, other types, paths like ../x and /etc/passwd), the graphs, the weights and the
-tokenizer (bytes flipped, cut off, doubled, swapped with one another, emptied, replaced by noise or by a link). Half are signed again, so that the hash check
-lets them through.
+tokenizer (bytes flipped, cut off, doubled, swapped with one another, emptied, replaced by noise or by a link). Half are signed
+again, so that the hash check lets them through.
 A case is a failure where the process dies by a signal, takes more than 20 s or 4 GB, raises anything but an error of ours, or
 where a file beside the bundle was changed. Writes benchmarks/results/bundle-fuzz.json.
 """

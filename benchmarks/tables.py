@@ -199,7 +199,7 @@ def trust() -> str:
     slowed, equal = r["slowed"], r["equal"]
     return (f"{len(r['benches'])} benches of one bundle agree within {100 * r['ratio_spread']:.1f} % in the ratio of their "
             f"median to the probe's ({100 * r['p50_spread']:.1f} % in the median itself); {100 * slowed['by']:.0f} % more time "
-            f"is found in {slowed['found']} of {slowed['pairs']} pairs, and {equal['different']} of {equal['pairs']} pairs of a "
+            f"is found in {slowed['found']} of {slowed['pairs']} pairs, {equal['different']} of {equal['pairs']} pairs of a "
             "bundle with itself are called different ([script](benchmarks/bench_trust.py), "
             "[result](benchmarks/results/bench-trust.json)).")
 

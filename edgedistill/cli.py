@@ -200,6 +200,8 @@ def export(
     fp32: Annotated[bool, typer.Option("--fp32", help="No quantisation.")] = False,
     run: Run = defaults.RUN,
     target: Annotated[str, typer.Option(help="Device card, or a path to one.")] = defaults.TARGET,
+    layout: Annotated[str, typer.Option(help="edge (for edgedistill run) or optimum (for ORTModelForSeq2SeqLM and "
+                                        "ORTModelForCausalLM).")] = defaults.LAYOUT,
     vocab: Annotated[str, typer.Option(help="full, task (pieces of the run's rows and common ones) or how many.")] = "full",
     max_drop: Annotated[float | None, typer.Option(help="Points of dev accuracy that quantising may cost (default: "
                                                    + ", ".join(f"{name} {points:g}" for name, points in
@@ -214,8 +216,8 @@ def export(
     asked = [name for name, given in (("int8", int8), ("int4", int4), ("fp32", fp32)) if given]
     if len(asked) > 1:
         raise UsageError(f"--{asked[0]} and --{asked[1]} exclude each other; give one")
-    _show(verb(student, run=run, precision=asked[0] if asked else defaults.PRECISION, target=target, vocab=vocab,
-               max_drop=max_drop, overwrite=overwrite), as_json)
+    _show(verb(student, run=run, precision=asked[0] if asked else defaults.PRECISION, target=target, layout=layout,
+               vocab=vocab, max_drop=max_drop, overwrite=overwrite), as_json)
 
 
 @app.command()

@@ -48,6 +48,7 @@ VOCABULARY = 4096            # pieces of a carved student: the corpus's own, the
 # export
 PRECISION = "int8"
 TARGET = "portable"
+LAYOUT = "edge"
 MAX_DROP = {"int8": 1.5, "int4": 3.0}        # points of dev accuracy that quantizing may cost
 MIN_AGREEMENT = {"int8": 0.99, "int4": 0.9}  # token agreement under which sensitive products are kept high
 # Which products, one set tried after the other. qkv's errors go through an exponential (benchmarks/LOG.md); the FFN's last

@@ -17,7 +17,8 @@ from typing import Any
 
 from edgedistill import __version__, kit
 
-_PACKAGES = ("numpy", "onnxruntime", "tokenizers", "llama-cpp-python", "torch", "transformers", "bitsandbytes", "onnx")
+_PACKAGES = ("numpy", "onnxruntime", "tokenizers", "llama-cpp-python", "torch", "transformers", "bitsandbytes", "onnx",
+             "optimum-onnx")
 
 
 def origin(kind: str) -> dict[str, Any]:

@@ -127,8 +127,7 @@ class Stage:
 
     def _begun(self) -> bool:
         """Whether there is work that could be lost: more than the manifest, a copy of the rows and `.part` folders."""
-        made = (child for child in self.path.iterdir()
-                if child.name not in (".lock", "manifest.json", "data") and child.suffix != ".part")
+        made = (child for child in self._children() if child.name not in ("manifest.json", "data") and child.suffix != ".part")
         return any(p.is_file() and p.stat().st_size for child in made for p in [child, *child.rglob("*")])
 
     def _check(self, old: dict[str, Any]) -> None:
@@ -138,9 +137,12 @@ class Stage:
                              "Give --overwrite to replace it or another --run")
 
     def _clear(self) -> None:
-        for child in self.path.iterdir():
-            if child.name != ".lock":
-                shutil.rmtree(child) if child.is_dir() else child.unlink()
+        for child in self._children():
+            shutil.rmtree(child) if child.is_dir() else child.unlink()
+
+    def _children(self) -> list[Path]:
+        """What is in the folder, but for the lock and for other stages (`export/optimum` in `export`)."""
+        return [child for child in self.path.iterdir() if child.name != ".lock" and not (child / "manifest.json").is_file()]
 
     def _write(self, state: str, **more: Any) -> None:
         write_json(self.manifest_path, {
@@ -168,7 +170,7 @@ def _manifest(path: Path) -> dict[str, Any] | None:
 def subject_name(place: str | Path) -> str:
     """A subject's name for results, without a path: the run's folder for what lies in one, else the last part."""
     path = Path(place).resolve()
-    for stage, folder in (("export", "bundle"), ("train", "student")):
+    for stage, folder in (("export", "bundle"), ("export", "optimum"), ("train", "student")):
         if path.name == folder and path.parent.name == stage:
             return f"{path.parents[1].name}-{folder}"
     return path.stem if path.suffix == ".gguf" else path.name

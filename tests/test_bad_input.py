@@ -193,7 +193,8 @@ def test_run_of_another_configuration_ends_in_one_line_and_stays(cli, mine):
     (["teach", "--limit", "0"], "--limit 0"), (["teach", "--task", "wordmaths"], "did you mean 'wordmath'?"),
     (["teach", "--format", "cat"], "--format cat: known are chat, completion"),
     (["teach", "--column", "input"], "--column input"), (["teach", "--data", "broken.jsonl"], "jsonl:2: not"),
-    (["export", "--int8", "--fp32"], "exclude each other"), (["run", "runs", "1 + 1?"], "is no bundle"),
+    (["export", "--int8", "--fp32"], "exclude each other"), (["export", "--layout", "onnx"], "known are edge, optimum"),
+    (["run", "runs", "1 + 1?"], "is no bundle"),
     (["eval", "--run", "runs/new"], "neither a bundle nor a student"), (["bench", "--threads", "two"], "two"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_mistake_on_the_command_line_ends_in_one_line(cli, mine, args, message):

@@ -80,7 +80,7 @@ def test_blocks_give_the_weight_back_and_the_scales_tried_pay(bits: int, monkeyp
 
     def error(shares: list[float]) -> float:
         monkeypatch.setattr(linear, "SHARES", shares)
-        values, scales, block = linear._blocks(weight, bits)
+        values, scales, block = linear.in_blocks(weight, bits)
         if bits == 4:
             values = np.stack([values & 15, values >> 4], -1).reshape(48, 96 // block, block)
         restored = ((values.astype(np.float32) - (128 if bits == 8 else 8)) * scales[:, :, None]).reshape(48, 96)
@@ -288,7 +288,7 @@ def test_feedback_rounds_for_the_inputs_there_are() -> None:
     feedback = Feedback({"layers.0.o": x.T @ x})
     errors = {}
     for name in ("layers.0.o", "layers.0.down"):  # the second was not measured
-        values, scales, block = linear._blocks(weight, 4, feedback, name)
+        values, scales, block = linear.in_blocks(weight, 4, feedback, name)
         numbers = np.stack([values & 15, values >> 4], -1).reshape(40, 128 // block, block).astype(np.float32) - 8
         errors[name] = np.square(x @ ((numbers * scales[:, :, None]).reshape(40, 128) - weight).T).mean()
     assert errors["layers.0.o"] < 0.5 * errors["layers.0.down"]

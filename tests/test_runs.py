@@ -133,6 +133,18 @@ def test_overwrite_replaces_the_stage_and_no_other():
     assert Path("run/train/manifest.json").read_text() == "{}"
 
 
+def test_a_stage_inside_another_is_neither_its_work_nor_cleared_with_it():
+    inner = runs.Stage("run", "teach/inner", {"layout": "other"}, {})
+    (inner.path / "model.onnx").write_text("weights")
+    inner.done({"bytes": 7}, [inner.path / "model.onnx"])
+    stage().close()  # makes nothing, so it may be asked for otherwise
+    stage({**CONFIG, "samples": 4}).close()
+    stage(overwrite=True).close()
+    assert runs.finished("run", "teach/inner")["result"] == {"bytes": 7} and (inner.path / "model.onnx").is_file()
+    assert runs.Stage("run", "teach/inner", {"layout": "other"}, {}, overwrite=True).finished is None
+    assert not (inner.path / "model.onnx").exists() and Path("run/teach/manifest.json").is_file()
+
+
 def test_overwrite_removes_nothing_from_a_folder_that_no_stage_made():
     Path("run/teach").mkdir(parents=True)
     Path("run/teach/thesis.txt").write_text("mine")
@@ -301,6 +313,7 @@ def test_missing_package_is_reported_with_the_pip_line():
 
 @pytest.mark.parametrize(("place", "name"), [
     ("runs/svamp/export/bundle", "svamp-bundle"), ("runs/svamp/train/student", "svamp-student"),
-    ("runs/svamp/export/bundle/", "svamp-bundle"), ("a/qwen.Q4.gguf", "qwen.Q4"), ("a/bundle", "bundle")])
+    ("runs/svamp/export/bundle/", "svamp-bundle"), ("a/qwen.Q4.gguf", "qwen.Q4"), ("a/bundle", "bundle"),
+    ("runs/svamp/export/optimum", "svamp-optimum")])
 def test_subjects_are_named_without_a_path(place, name):
     assert runs.subject_name(place) == name

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import string
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -101,16 +104,17 @@ def t5_shaped(name: str, folder: Path, tokenizer: PreTrainedTokenizerFast | None
     return folder
 
 
-def decoder(family: str = "llama", tied: bool = True, task: Task | None = TASK) -> Student:
-    """SmolLM2's shape (grouped queries, tied) or Qwen2's (biases on q, k, v)."""
+def decoder(family: str = "llama", tied: bool = True, task: Task | None = TASK, **more: Any) -> Student:
+    """SmolLM2's shape (grouped queries, tied), Qwen2's (biases on q, k, v) or Mistral's; `more` goes into the config."""
     torch.manual_seed(0)
     tokenizer = bpe_tokenizer()
-    config, kind = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}[family]
+    config, kind = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM),
+                    "mistral": (MistralConfig, MistralForCausalLM)}[family]
     end = tokenizer.eos_token_id
     model = kind(config(
         vocab_size=len(tokenizer), hidden_size=96, intermediate_size=128, num_hidden_layers=3, num_attention_heads=6,
         num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=tied, bos_token_id=end,
-        eos_token_id=end, pad_token_id=end))
+        eos_token_id=end, pad_token_id=end, **more))
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):  # zero at birth: a graph that forgot them would pass
             torch.nn.init.normal_(parameter, std=0.5)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill import machine
+from edgedistill.edge import bundle
 from edgedistill.edge.format import Format
 from edgedistill.errors import UsageError
 
@@ -62,7 +63,7 @@ class Edge(Engine):
         self.student = self.kind.load(place, self.job["threads"])
         manifest = self.student.manifest
         self.precision = manifest["precision"]
-        self.bytes = sum(entry["bytes"] for name, entry in manifest["files"].items() if name.endswith((".onnx", ".bin")))
+        self.bytes = sum(entry["bytes"] for name, entry in manifest["files"].items() if name.endswith(bundle.ONNX))
         self.read_by_a_token = manifest.get("read_by_a_token")
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:

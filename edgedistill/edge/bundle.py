@@ -10,6 +10,7 @@ from typing import Any
 from edgedistill.errors import UsageError
 
 MANIFEST = "bundle.json"
+ONNX = (".onnx", ".onnx_data", ".bin")  # graphs and their weights
 
 
 def read(folder: Path) -> dict[str, Any]:

@@ -21,9 +21,9 @@ QUIET = 3  # onnxruntime's severity "error"
 _STEP_SPIN_US, _RUN_SPIN_US = "50", "1000"
 
 
-def open_graphs(folder: Path, graph: dict[str, Any], threads: int) -> Decoder | EncoderDecoder:
+def open_graphs(folder: Path, graph: dict[str, Any], threads: int) -> Decoder | EncoderDecoder | Optimum:
     """The runner for a manifest's `graph` entry."""
-    kinds = {"decoder": Decoder, "t5": EncoderDecoder}
+    kinds = {"decoder": Decoder, "t5": EncoderDecoder, "optimum": Optimum}
     if graph["kind"] not in kinds:
         raise UsageError(f"a bundle of kind {graph['kind']!r} needs a newer edgedistill; known: {', '.join(kinds)}")
     return kinds[graph["kind"]](folder, graph, threads)
@@ -155,3 +155,65 @@ class EncoderDecoder:
         self.state.run()
         self.length[0] += 1
         return self.logits
+
+
+class Optimum:
+    """Graphs in optimum's layout, for its gates: a `model.onnx`, or a T5's encoder and its decoder without and with a past.
+
+    What they make of a token, caches too, goes in and out as arrays that grow: slower than the runners above.
+    """
+
+    def __init__(self, folder: Path, graph: dict[str, Any], threads: int) -> None:
+        only = (folder / "model.onnx").is_file()
+        self.encoder = None if only else session(folder / "encoder_model.onnx", threads, steps=False)
+        self.first = session(folder / ("model.onnx" if only else "decoder_model.onnx"), threads)
+        self.next = self.first if only else session(folder / "decoder_with_past_model.onnx", threads)
+        vocabulary = next(each.shape[-1] for each in self.first.get_outputs() if each.name == "logits")
+        self.logits = np.zeros(vocabulary, np.float32)
+        self.token, self.logprob = np.zeros((1, 1), np.int64), np.zeros((1, 1), np.float32)
+        self.state = self
+
+    def room(self, source: int, opening: int) -> int:
+        return 2**31 - 1
+
+    def start(self, source: list[int], opening: list[int]) -> np.ndarray:
+        ids = np.array([source], np.int64)
+        if self.encoder:
+            mask = np.ones_like(ids)
+            states = self.encoder.run(["last_hidden_state"], {"input_ids": ids, "attention_mask": mask})[0]
+            self.arrays = {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+            ids = np.array([opening], np.int64)
+        else:
+            empty = ((each.name, each.shape) for each in self.first.get_inputs() if each.name.startswith("past"))
+            self.arrays = {name: np.zeros((1, heads, 0, size), np.float32) for name, (_, heads, _, size) in empty}
+            ids = np.array([source + opening], np.int64)
+        self.length = 0
+        self._read(self.first, ids)
+        self.keep()
+        return self.logits
+
+    def step(self, token: int) -> np.ndarray:
+        self._read(self.next, np.array([[token]], np.int64))
+        return self.logits
+
+    def keep(self) -> None:
+        self._kept = self.logits.copy(), self.length, dict(self.arrays)
+
+    def rewind(self) -> None:
+        logits, self.length, arrays = self._kept
+        self.arrays = dict(arrays)
+        self._choose(logits)
+
+    def _read(self, graph: ort.InferenceSession, ids: np.ndarray) -> None:
+        places = np.arange(self.length, self.length + ids.shape[1])[None]
+        self.length += ids.shape[1]
+        given = {**self.arrays, "input_ids": ids, "position_ids": places, "attention_mask": np.ones((1, self.length), np.int64)}
+        names = [each.name for each in graph.get_outputs()]
+        found = dict(zip(names, graph.run(names, {each.name: given[each.name] for each in graph.get_inputs()}), strict=True))
+        self._choose(found.pop("logits")[0, -1])
+        self.arrays |= {name.replace("present", "past_key_values"): array for name, array in found.items()}
+
+    def _choose(self, logits: np.ndarray) -> None:
+        self.logits[...] = logits
+        self.token[...] = best = logits.argmax()
+        self.logprob[...] = -np.log(np.exp(logits - logits[best]).sum())

@@ -1,8 +1,12 @@
-"""`export`: a student becomes a quantized ONNX bundle, checked against torch, or is refused."""
+"""`export`: a student becomes a quantized ONNX bundle, checked against torch, or is refused.
+
+The bundle's layout is the edge engine's, or optimum's: another form of the same graphs, behind the same gates.
+"""
 
 from __future__ import annotations
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +20,18 @@ from edgedistill.progress import clock, say
 from edgedistill.tasks import data as rows_
 
 PRECISIONS = ("fp32", "int8", "int4")
+LAYOUTS = ("edge", "optimum")
 
 
 def export(
     student: str | None = None, *, run: str = defaults.RUN, precision: str = defaults.PRECISION,
-    target: str = defaults.TARGET, vocab: str = "full", max_drop: float | None = None, overwrite: bool = False,
+    target: str = defaults.TARGET, layout: str = defaults.LAYOUT, vocab: str = "full", max_drop: float | None = None,
+    overwrite: bool = False,
 ) -> dict[str, Any]:
     """Writes `export/bundle/` from the run's student (or another folder) and returns the result object.
+
+    `layout` "optimum" writes `export/optimum/` beside it, a stage of its own, which Hugging Face's runtime loads; a folder with
+    an architecture that the graph writers do not know goes through optimum's own exporter there.
 
     Two gates: the fp32 graph must repeat torch's greedy tokens on at least 50 inputs; the quantized one may lose at
     most `max_drop` points of dev accuracy. Where too few tokens or answers stay the same, the sensitive products keep a
@@ -33,6 +42,8 @@ def export(
     need("torch", "export"), need("transformers", "export"), need("onnx", "export")
     if precision not in PRECISIONS:
         raise UsageError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
+    if layout not in LAYOUTS:
+        raise UsageError(f"--layout {layout}: known are {', '.join(LAYOUTS)}")
     card = cards.load(Target, target)
     max_drop = defaults.MAX_DROP.get(precision, 0.0) if max_drop is None else max_drop
     if vocab not in ("full", "task") and not (vocab.isdecimal() and int(vocab)):
@@ -46,9 +57,9 @@ def export(
     if not (folder / "model.safetensors").is_file():
         raise UsageError(f"{folder} is no student folder: it has no model.safetensors")
     config = {"precision": precision, "target": card.name, "linear": card.linear, "encoder": card.encoder, "max_drop": max_drop,
-              **({"vocab": vocab} if vocab != "full" else {})}
+              **({"vocab": vocab} if vocab != "full" else {}), **({"layout": layout} if layout != defaults.LAYOUT else {})}
     inputs = {"model": runs.sha256(folder / "model.safetensors"), "config": runs.sha256(folder / "config.json")}
-    stage = runs.Stage(run, "export", config, inputs, overwrite)
+    stage = runs.Stage(run, "export" if layout == "edge" else f"export/{layout}", config, inputs, overwrite)
     try:
         if stage.finished:
             say(f"export: {stage.path} is finished with this configuration; nothing to do")
@@ -64,20 +75,24 @@ def _export(stage: runs.Stage, folder: Path, target: Target, trained: dict[str, 
     import transformers
 
     from edgedistill.edge import Student as Edge
+    from edgedistill.export import other
     from edgedistill.train.students import load
 
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(machine.cores())
     precision, max_drop = stage.config["precision"], stage.config["max_drop"]
+    layout = stage.config.get("layout", defaults.LAYOUT)
+    if layout == "optimum" and not other.known(folder):
+        return other.export(stage, folder, gates.rows(run, None)[1])
     student = load(folder)
     if student.format is None:
         student.set_task(None)
     vocabulary = _trim(student, run, stage.config["vocab"]) if "vocab" in stage.config else None
-    dev, texts = gates.rows(run, student)
+    dev, texts = gates.rows(run, gates.task(student))
     say("export plan")
     say(f"  student   {student.parameters() / 1e6:.1f} M parameters, {student.family}, {len(student.tokenizer)} pieces")
-    say(f"  bundle    {precision} for {target.name} ({target.linear}), default {target.threads} threads")
+    say(f"  bundle    {precision} for {target.name} ({target.linear}), default {target.threads} threads, {layout} layout")
     say(f"  gates     fp32 graph against torch on {len(texts)} inputs; "
         + (f"{precision} at most {max_drop:g} points under fp32 on {len(dev)} dev rows" if dev else
            "token agreement only (no labelled rows)"))
@@ -86,14 +101,10 @@ def _export(stage: runs.Stage, folder: Path, target: Target, trained: dict[str, 
 
     reference = student.generate(texts, batch_size=8)
     fp32 = stage.path / "fp32.part"
-    write(student, fp32, "fp32", target)
+    write(student, fp32, "fp32", target, (), None, layout)
     edge = Edge.load(fp32, machine.cores())
     exact = gates.tokens(edge, texts, "fp32")
-    same = sum(a == b for a, b in zip(exact, reference, strict=True))
-    if same < len(texts):
-        first = next(i for i, (a, b) in enumerate(zip(exact, reference, strict=True)) if a != b)
-        raise GateError(f"the fp32 graph gives other tokens than torch on {len(texts) - same} of {len(texts)} inputs, "
-                        f"first on {texts[first][:60]!r}; the student's architecture is not exported right: please report")
+    gates.identical(exact, reference, texts)
     ready, agreement, kept = fp32, 1.0, ()
     answers = gates.answered(edge, dev)
     scores = dict.fromkeys(("fp32", precision), answers.accuracy)
@@ -101,7 +112,7 @@ def _export(stage: runs.Stage, folder: Path, target: Target, trained: dict[str, 
     # First everything quantized; where that changes too many tokens or answers, the sensitive products go back.
     for attempt in defaults.KEEP_HIGH.get(precision, ()):
         folder = stage.path / f"{precision}.{len(attempt)}.part"
-        write(student, folder, precision, target, attempt, feedback)
+        write(student, folder, precision, target, attempt, feedback, layout)
         edge = Edge.load(folder, machine.cores())
         agree, its = gates.agreement(exact, gates.tokens(edge, texts, precision)), gates.answered(edge, dev)
         if ready is fp32 or (its.accuracy, agree) > (scores[precision], agreement):
@@ -113,69 +124,87 @@ def _export(stage: runs.Stage, folder: Path, target: Target, trained: dict[str, 
         raise GateError(f"{precision} loses {gates.drop(scores, precision):.1f} points of dev accuracy "
                         f"({100 * scores['fp32']:.1f} to {100 * scores[precision]:.1f} %, {len(dev)} rows), "
                         f"--max-drop allows {max_drop:g}; take another --target, --fp32 or a higher --max-drop")
-    onnx_bytes = sum(p.stat().st_size for p in ready.iterdir() if p.suffix in (".onnx", ".bin"))
+    onnx_bytes = sum(p.stat().st_size for p in ready.iterdir() if p.suffix in bundle.ONNX)
     result = {
-        **machine.origin("export"), "precision": precision, "target": target.name, "linear": target.linear,
+        **machine.origin("export"), "layout": layout, "precision": precision, "target": target.name, "linear": target.linear,
         "parameters": student.parameters(), "bytes": onnx_bytes,
         "tokenizer_bytes": (ready / "tokenizer.json").stat().st_size,
         "fp32_accuracy": scores["fp32"] if dev else None, "accuracy": scores[precision] if dev else None,
         "vocabulary": vocabulary and {key: value for key, value in vocabulary.items() if key != "map"},
         "accuracy_rows": len(dev), "token_agreement": agreement, "parity_inputs": len(texts), "kept_high": list(kept),
         "seconds": stage.seconds()}
-    final = stage.path / "bundle"
-    shutil.rmtree(final, ignore_errors=True)
-    _describe(ready, result, trained, decide.fit(answers.confidences, answers.right), vocabulary)
-    ready.rename(final)
-    for part in stage.path.glob("*.part"):
-        shutil.rmtree(part)
-    stage.done(result, sorted(final.iterdir()))
+    _describe(ready, result, student, trained, decide.fit(answers.confidences, answers.right), vocabulary)
+    final = stage.path / "bundle" if layout == "edge" else stage.path
+    stage.done(result, place(ready, final))
     shown = (f", dev accuracy {100 * scores['fp32']:.1f} % fp32, {100 * scores[precision]:.1f} % {precision}"
              if dev else "")
     shown += f", {', '.join(kept)} kept high" if kept else ""
     say(f"export: {onnx_bytes / 1e6:.1f} MB in {clock(result['seconds'])}{shown}, token agreement "
-        f"{100 * agreement:.1f} %; bundle in {final}")
+        f"{100 * agreement:.1f} %; {'bundle' if layout == 'edge' else 'model'} in {final}")
     return result
 
 
+def place(ready: Path, final: Path) -> list[Path]:
+    """Makes a finished `.part` folder `final`, or the content of `final` if it lies in it; removes the others beside it.
+
+    Returns the files.
+    """
+    if final == ready.parent:
+        files = [path.replace(final / path.name) for path in sorted(ready.iterdir())]
+    else:
+        shutil.rmtree(final, ignore_errors=True)
+        ready.rename(final)
+        files = sorted(final.iterdir())
+    for part in ready.parent.glob("*.part"):
+        shutil.rmtree(part)
+    return files
+
+
 def write(student: Any, folder: Path, precision: str, target: Target, keep_high: tuple[str, ...] = (),
-          feedback: Any = None) -> None:
+          feedback: Any = None, layout: str = defaults.LAYOUT) -> None:
     """Writes the graphs, the weights, the tokenizer and the manifest of a bundle into an empty `folder`.
 
     Products whose names end with one of `keep_high` are kept high (linear.py); `feedback` rounds those in 4 bits (feedback.py).
     """
-    from edgedistill.export import llama, t5
-    from edgedistill.export.graph import Weights
+    from edgedistill.export import optimum
 
     shutil.rmtree(folder, ignore_errors=True)
-    form = student.format
     with runs.disk_errors(folder):
         folder.mkdir(parents=True)
-        weights = Weights(folder / "weights.bin")
         try:
-            longest = max(form.max_new_tokens(part) + len(form.opening(student.rust, part)) for part in PREFIXES)
-            many, one = _linears(precision, target, keep_high, feedback)
-            if student.family == "t5":
-                shape = t5.write(student.model, folder, many, one, weights, form.max_input_tokens, longest)
-            else:
-                shape = llama.write(student.model, folder, one, weights, form.max_input_tokens + longest)
+            graph = (optimum.write if layout == "optimum" else _graphs)(
+                student, folder, *_linears(precision, target, keep_high, feedback))
         except ValueError as error:
             raise Error(f"export: {error}") from error
-        finally:
-            weights.close()
-        student.rust.save(str(folder / "tokenizer.json"))
         files = {p.name: {"bytes": p.stat().st_size, "sha256": bundle.digest(p)} for p in sorted(folder.iterdir())}
         runs.write_json(folder / bundle.MANIFEST, {
             "schema": 1, "kind": "bundle", "precision": precision, "target": target.name, "threads": target.threads,
-            "graph": {"kind": student.family, **shape}, "read_by_a_token": _read_by_a_token(folder), "format": form.to_dict(),
+            "graph": graph, "read_by_a_token": _read_by_a_token(folder), "format": student.format.to_dict(),
             "files": files})
+
+
+def _graphs(student: Any, folder: Path, many: Any, one: Any) -> dict[str, Any]:
+    """Writes the edge layout's graphs and the tokenizer; returns the manifest's entry for the engine."""
+    from edgedistill.export import llama, t5
+    from edgedistill.export.graph import Weights
+
+    form = student.format
+    longest = max(form.max_new_tokens(part) + len(form.opening(student.rust, part)) for part in PREFIXES)
+    with closing(Weights(folder / "weights.bin")) as weights:
+        if student.family == "t5":
+            shape = t5.write(student.model, folder, many, one, weights, form.max_input_tokens, longest)
+        else:
+            shape = llama.write(student.model, folder, one, weights, form.max_input_tokens + longest)
+    student.rust.save(str(folder / "tokenizer.json"))
+    return {"kind": student.family, **shape}
 
 
 def _read_by_a_token(folder: Path) -> int:
     """Bytes of the weights and scales that the products of one more token read: the floor of its time is to read them."""
     import onnx
 
-    path = folder / ("decoder.onnx" if (folder / "decoder.onnx").exists() else "model.onnx")
-    graph = onnx.load(path, load_external_data=False).graph
+    names = ("decoder.onnx", "decoder_with_past_model.onnx", "model.onnx")
+    graph = onnx.load(next(folder / name for name in names if (folder / name).exists()), load_external_data=False).graph
     products = ("MatMul", "MatMulNBits", "MatMulInteger", "DequantizeLinear")
     read = {name for node in graph.node if node.op_type in products for name in node.input}
     return sum(int(entry.value) for each in graph.initializer if each.name in read
@@ -194,9 +223,11 @@ def _linears(precision: str, target: Target, keep_high: tuple[str, ...], feedbac
     return Linear("integer", 8) if target.encoder == "integer" else four, four
 
 
-def _describe(folder: Path, result: dict[str, Any], trained: dict[str, Any] | None,
+def _describe(folder: Path, result: dict[str, Any], student: Any, trained: dict[str, Any] | None,
               calibration: dict[str, float] | None, vocabulary: dict[str, Any] | None) -> None:
     """Adds the numbers to the manifest and writes the bundle's README."""
+    from edgedistill.export import optimum
+
     manifest = runs.read_json(folder / bundle.MANIFEST)
     keys = ("fp32_accuracy", "accuracy", "accuracy_rows", "token_agreement", "kept_high", "created", "commit", "versions")
     manifest |= {**{key: result[key] for key in keys}, "calibration": calibration}
@@ -206,11 +237,17 @@ def _describe(folder: Path, result: dict[str, Any], trained: dict[str, Any] | No
         manifest["student"] = {k: trained["result"][k] for k in ("method", "student", "task", "parameters", "questions")}
     task = (manifest["format"]["task"] or {}).get("name")
     lines = [f"# edgedistill bundle: {task or 'text to text'}, {result['precision']} for {result['target']}", "",
-             f"{result['bytes'] / 1e6:.1f} MB, {result['parameters'] / 1e6:.1f} M parameters. On the device:", "",
-             "    pip install edgedistill", "    edgedistill run . \"your question\"", ""]
+             f"{result['bytes'] / 1e6:.1f} MB, {result['parameters'] / 1e6:.1f} M parameters. On the device:", ""]
+    if result["layout"] == "optimum":
+        lines += optimum.usage(student.format, student.rust)
+    else:
+        lines += ["    pip install edgedistill", "    edgedistill run . \"your question\"", ""]
     if result["accuracy"] is not None:
         lines.append(f"Dev accuracy {100 * result['fp32_accuracy']:.1f} % in fp32, {100 * result['accuracy']:.1f} % here "
                      f"({result['accuracy_rows']} rows); token agreement {100 * result['token_agreement']:.1f} %.")
+        if result["layout"] == "optimum":
+            lines.append("These are `edgedistill eval`'s answers: choices are scored, equations held to arithmetic, which "
+                         "`generate` does not do.")
     runs.write_text(folder / "README.md", "\n".join(lines) + "\n")
     readme = folder / "README.md"
     manifest["files"]["README.md"] = {"bytes": readme.stat().st_size, "sha256": bundle.digest(readme)}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from edgedistill import defaults
+from edgedistill.errors import GateError
 from edgedistill.progress import Progress
 from edgedistill.tasks import data, wordmath
 from edgedistill.tasks.data import Row
@@ -28,11 +29,10 @@ def task(student: Any) -> Task | None:
     return Task.from_dict(student.format.task) if student.format.task else None
 
 
-def rows(run: str, student: Any) -> tuple[list[Row], list[str]]:
-    """(labelled dev rows, texts): the dev rows first, filled up to the parity gate's number with training rows."""
+def rows(run: str, its: Task | None) -> tuple[list[Row], list[str]]:
+    """(labelled dev rows, texts) for a task: the dev rows first, filled up to the parity gate's number with training rows."""
     folder = Path(run) / "teach" / "data"
     splits = {p.stem: data.read_file(p) for p in folder.glob("*.jsonl")} if folder.is_dir() else {}
-    its = task(student)
     dev = [row for row in splits.get("dev", []) if row.label is not None] if its else []
     texts = [its.question(row) if its else row.input for row in dev]
     more = [its.question(row) if its else row.input for row in splits.get("train", [])]
@@ -64,6 +64,14 @@ def answered(edge: Any, dev: list[Row]) -> Answered:
 def drop(scores: dict[str, float], precision: str) -> float:
     """Points of accuracy that quantizing costs."""
     return round(100 * (scores["fp32"] - scores[precision]), 6)
+
+
+def identical(exact: list[list[int]], reference: list[list[int]], texts: list[str]) -> None:
+    """Raises `GateError` where the fp32 graph gives other tokens than torch."""
+    wrong = [text for text, a, b in zip(texts, exact, reference, strict=True) if a != b]
+    if wrong:
+        raise GateError(f"the fp32 graph gives other tokens than torch on {len(wrong)} of {len(texts)} inputs, "
+                        f"first on {wrong[0][:60]!r}; the student's architecture is not exported right: please report")
 
 
 def agreement(a: list[list[int]], b: list[list[int]]) -> float:

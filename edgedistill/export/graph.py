@@ -9,6 +9,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 DOMAIN = "com.microsoft"  # onnxruntime's own operators
+MASKED = float(np.finfo(np.float32).min)  # the score of what must not be looked at, as in transformers
 _ALIGN = 4096             # bytes; so that a weight can be memory-mapped
 _TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int64): TensorProto.INT64,
           np.dtype(np.int32): TensorProto.INT32, np.dtype(np.uint8): TensorProto.UINT8,
@@ -36,6 +37,15 @@ class Weights:
             raise ValueError(f"weight {name}: {array.shape} now, {stored.shape} before")
         return offset, length
 
+    def tensor(self, name: str, array: np.ndarray, bytes_of: str = "") -> TensorProto:
+        """An initializer in the file; with `bytes_of` that one's bytes in another shape."""
+        offset, length = self.place(bytes_of or name, array)
+        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape,
+                             data_location=TensorProto.EXTERNAL)
+        for key, value in (("location", self.path.name), ("offset", offset), ("length", length)):
+            tensor.external_data.add(key=key, value=str(value))
+        return tensor
+
     def close(self) -> None:
         self.file.close()
 
@@ -61,12 +71,7 @@ class Graph:
     def weight(self, name: str, array: np.ndarray, bytes_of: str = "") -> str:
         """An initializer in the external file; with `bytes_of` that one's bytes in another shape."""
         if name not in self.initializers:
-            offset, length = self.weights.place(bytes_of or name, array)
-            tensor = TensorProto(name=name, data_type=_TYPES[array.dtype], dims=array.shape,
-                                 data_location=TensorProto.EXTERNAL)
-            for key, value in (("location", self.weights.path.name), ("offset", offset), ("length", length)):
-                tensor.external_data.add(key=key, value=str(value))
-            self.initializers[name] = tensor
+            self.initializers[name] = self.weights.tensor(name, array, bytes_of)
         return name
 
     def constant(self, value: Any, dtype: Any = np.int64) -> str:
@@ -83,6 +88,14 @@ class Graph:
             outputs = [f"{op}_{len(self.nodes)}" + (f"_{i}" if i else "") for i in range(outputs)]
         self.nodes.append(helper.make_node(op, inputs, outputs, outputs[0], domain=domain, **attributes))
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def distances(self, before: str, length: str) -> str:
+        """[S, P + S]: the keys' places less the queries', for `length` S queries behind `before` P keys; both [1]."""
+        total = self.node("Add", [before, length])
+        keys = self.node("Range", [self.constant(0), self.node("Squeeze", [total]), self.constant(1)])
+        queries = self.node("Range", [self.node("Squeeze", [before]), self.node("Squeeze", [total]), self.constant(1)])
+        return self.node("Sub", [self.node("Unsqueeze", [keys, self.constant([0])]),
+                                 self.node("Unsqueeze", [queries, self.constant([1])])])
 
     def norm(self, x: str, added: str | None, name: str, gain: np.ndarray, epsilon: float) -> tuple[str, str]:
         """(RMS norm of x + added, x + added), in one of onnxruntime's fused operators."""
@@ -113,3 +126,26 @@ class Graph:
             helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)])
         model.ir_version = 9  # read by every onnxruntime that the package admits
         path.write_bytes(model.SerializeToString())
+
+
+class Rows:
+    """Texts side by side [B, S, ...], and their tokens in one row [1, B * S, ...], as norms and products read them."""
+
+    def __init__(self, g: Graph, like: str) -> None:
+        """`like` has the texts' shape [B, S]."""
+        self.g = g
+        shape = g.node("Shape", [like])
+        self.batch, self.length = g.node("Split", [shape], 2, axis=0, num_outputs=2)  # [1] each
+        self.shape = g.node("Concat", [shape, g.constant([-1])], axis=0)
+
+    def tokens(self, ids: str) -> str:
+        """[B, S] -> [1, B * S]."""
+        return self.g.node("Reshape", [ids, self.g.constant([1, -1])])
+
+    def together(self, x: str) -> str:
+        """[B, S, K] -> [1, B * S, K]."""
+        return self.g.node("Reshape", [x, self.g.constant([1, -1, 0])])
+
+    def apart(self, x: str) -> str:
+        """[1, B * S, K] -> [B, S, K]."""
+        return self.g.node("Reshape", [x, self.shape])

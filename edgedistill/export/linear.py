@@ -64,7 +64,7 @@ class Linear:
             return g.node("Mul", [rows, g.node("Gather", [g.weight(f"{name}.scale", scale[:, None]), ids])])
         # MatMulNBits' bytes [V, blocks, bytes] serve the lookup too, as [V, all bytes of a row]: stored once.
         bits = self._bits(name)
-        values, scales, block = _blocks(weight, bits)
+        values, scales, block = in_blocks(weight, bits)
         rows = g.weight(f"{name}.rows", values.reshape(len(values), -1), bytes_of=name)
         return g.node("GatherBlockQuantized", [rows, ids, g.weight(f"{name}.scale", scales)], domain=DOMAIN, gather_axis=0,
                       quantize_axis=1, block_size=block, bits=bits)
@@ -83,7 +83,7 @@ class Linear:
 
     def _nbits(self, g: Graph, x: str, name: str, weight: np.ndarray, bits: int) -> str:
         n, k = weight.shape
-        values, scales, block = _blocks(weight, bits, self.feedback, name)
+        values, scales, block = in_blocks(weight, bits, self.feedback, name)
         return g.node("MatMulNBits", [x, g.weight(name, values), g.weight(f"{name}.scale", scales)], domain=DOMAIN,
                       K=k, N=n, bits=bits, block_size=block, accuracy_level=4)
 
@@ -93,7 +93,7 @@ class Linear:
             values, scale = _per_row(weight)
             matrix = g.node("Cast", [g.weight(name, values.T)], to=1)
             return g.node("MatMul", [x, g.node("Mul", [matrix, g.weight(f"{name}.scale", scale)])])
-        values, scales, _ = _blocks(weight, 8)
+        values, scales, _ = in_blocks(weight, 8)
         centred = g.node("Sub", [g.node("Cast", [g.weight(name, values)], to=1), g.constant(128.0, np.float32)])
         matrix = g.node("Mul", [centred, g.node("Unsqueeze", [g.weight(f"{name}.scale", scales), g.constant([-1])])])
         return g.node("MatMul", [x, g.node("Transpose", [g.node("Reshape", [matrix, g.constant([n, k])])], perm=[1, 0])])
@@ -122,14 +122,19 @@ def _per_row(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.round(weight / safe[:, None]).astype(np.int8), scale
 
 
-def _blocks(weight: np.ndarray, bits: int, feedback: Feedback | None = None, name: str = ""
+def block_size(inputs: int, bits: int) -> int:
+    """How many of a matrix's inputs share a scale; 0 where they cannot."""
+    return next((size for size in BLOCKS[bits] if inputs % size == 0), 0)
+
+
+def in_blocks(weight: np.ndarray, bits: int, feedback: Feedback | None = None, name: str = ""
             ) -> tuple[np.ndarray, np.ndarray, int]:
     """(values [N, K / block, bytes], scales [N, K / block], block), the zero point in the middle of the range.
 
     Of 4-bit values the first of a pair is in the low half of a byte.
     """
     n, k = weight.shape
-    block = next((b for b in BLOCKS[bits] if k % b == 0), 0)
+    block = block_size(k, bits)
     if not block:
         raise ValueError(f"a matrix with {k} inputs: {bits}-bit blocks need a multiple of 16")
     blocks = weight.reshape(n, k // block, block)

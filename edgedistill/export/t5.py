@@ -4,11 +4,19 @@
     decoder.onnx: input_ids [1, 1], past_length [1], past_{i}.{key,value} [1, heads, L, head size], cross_...
                   -> logits [1, 1, V], token [1, 1], logprob [1, 1], present_{i}.{key,value}
 
-The decoder's cache is updated in place (past and present are one buffer), from an empty one on.
+The decoder's cache is updated in place (past and present are one buffer), from an empty one on. optimum's layout has three
+graphs, for any batch (padded on the right) and length, the decoder once without a past and once with it:
+
+    encoder_model.onnx: input_ids, attention_mask [B, S] -> last_hidden_state [B, S, d]
+    decoder_model.onnx: input_ids [B, T], encoder_attention_mask [B, S], encoder_hidden_states [B, S, d]
+                        -> logits [B, T, V], present.{i}.{decoder,encoder}.{key,value}
+    decoder_with_past_model.onnx: past_key_values.{i}.{decoder,encoder}.{key,value} in place of the hidden states
+                        -> logits, present.{i}.decoder.{key,value}
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +24,7 @@ import numpy as np
 import torch
 
 from edgedistill.errors import UsageError
-from edgedistill.export.graph import DOMAIN, Graph, Weights
+from edgedistill.export.graph import DOMAIN, MASKED, Graph, Rows, Weights
 from edgedistill.export.linear import Linear
 from edgedistill.train import reparam
 
@@ -27,17 +35,30 @@ def write(model: Any, folder: Path, many: Linear, one: Linear, weights: Weights,
 
     `many` makes the encoder's products, `one` the decoder's and the embedding that both read.
     """
-    config = model.config
-    if config.dense_act_fn not in ("relu", "gelu_new"):
-        raise UsageError(f"export: a T5 with {config.dense_act_fn} activation is not supported")
-    state = {name: tensor.detach().float().numpy() for name, tensor in model.state_dict().items()}
-    state |= reparam.matrices(model)
-    heads, size = config.num_heads, config.d_kv
+    config, state = model.config, _state(model)
     _encoder(Graph("encoder", weights), folder, state, config, many, one, max_input, _bias_table(model.encoder, max_input))
     _decoder(Graph("decoder", weights), folder, state, config, one, max_length,
              _bias_table(model.decoder, max_length))
-    return {"layers": config.num_decoder_layers, "kv_heads": heads, "head_size": size, "max_length": max_length,
-            "max_input": max_input}
+    return {"layers": config.num_decoder_layers, "kv_heads": config.num_heads, "head_size": config.d_kv,
+            "max_length": max_length, "max_input": max_input}
+
+
+def write_optimum(model: Any, folder: Path, many: Linear, one: Linear, weights: Weights) -> None:
+    """Writes the three graphs of optimum's layout; `many` and `one` as in `write`."""
+    config, state = model.config, _state(model)
+    reach = config.relative_attention_max_distance  # further away all distances have one bias
+    table = _bias_table(model.decoder, reach + 1)
+    table[:, reach + 1:] = MASKED  # what comes later
+    _optimum_encoder(Graph("encoder", weights), folder, state, config, many, one, _bias_table(model.encoder, reach + 1))
+    for past in (False, True):
+        _optimum_decoder(Graph("decoder", weights), folder, state, config, many, one, table, past)
+
+
+def _state(model: Any) -> dict[str, np.ndarray]:
+    if model.config.dense_act_fn not in ("relu", "gelu_new"):
+        raise UsageError(f"export: a T5 with {model.config.dense_act_fn} activation is not supported")
+    state = {name: tensor.detach().float().numpy() for name, tensor in model.state_dict().items()}
+    return state | reparam.matrices(model)
 
 
 def _encoder(g: Graph, folder: Path, state: dict[str, np.ndarray], config: Any, linear: Linear, embedding: Linear,
@@ -51,24 +72,15 @@ def _encoder(g: Graph, folder: Path, state: dict[str, np.ndarray], config: Any, 
                               g.node("Unsqueeze", [positions, g.constant([1])])])
     index = g.node("Add", [distance, g.constant(max_input - 1)])
     bias = g.node("Unsqueeze", [g.node("Gather", [g.weight("encoder.bias", table), index], axis=1), g.constant([0])])
-    out, epsilon = None, float(config.layer_norm_epsilon)
-    for i in range(config.num_layers):
-        block = f"encoder.block.{i}.layer"
-        normed, x = g.norm(x, out, f"enc.{i}.norm1", state[f"{block}.0.layer_norm.weight"], epsilon)
-        q, k, v = _qkv(g, normed, linear, state, f"{block}.0.SelfAttention", f"enc.{i}.qkv", config)
-        attended = g.node("MultiHeadAttention", [q, k, v, "", "", bias], domain=DOMAIN, num_heads=config.num_heads,
-                          scale=1.0)
-        out = linear.matmul(g, attended, f"enc.{i}.o", state[f"{block}.0.SelfAttention.o.weight"])
-        out, x = _feed_forward(g, x, out, linear, state, f"{block}.1", f"enc.{i}", config)
-    final, _ = g.norm(x, out, "enc.norm", state["encoder.final_layer_norm.weight"], epsilon)
+
+    def attend(packed: str) -> str:
+        return g.node("MultiHeadAttention", [*_three(g, packed), "", "", bias], domain=DOMAIN, num_heads=config.num_heads,
+                      scale=1.0)
+
+    final = _encoded(g, x, state, config, linear, attend)
     # A product for each decoder layer: one for all is no faster (benchmarks/LOG.md).
     for i in range(config.num_decoder_layers):
-        cross = f"decoder.block.{i}.layer.1.EncDecAttention"
-        both = linear.matmul(g, final, f"dec.{i}.cross_kv",
-                             np.concatenate([state[f"{cross}.k.weight"], state[f"{cross}.v.weight"]]))
-        shaped = g.node("Reshape", [both, g.constant([1, -1, 2 * config.num_heads, config.d_kv])])
-        names = [f"cross_{i}.key", f"cross_{i}.value"]
-        g.node("Split", [g.node("Transpose", [shaped], perm=[0, 2, 1, 3])], names, axis=1, num_outputs=2)
+        names = _cross(g, final, f"cross_{i}", g.constant([1, -1, 2 * config.num_heads, config.d_kv]), i, state, linear)
         for name in names:
             g.output(name, np.float32, [1, config.num_heads, "S", config.d_kv])
     g.save(folder / "encoder.onnx")
@@ -86,50 +98,151 @@ def _decoder(g: Graph, folder: Path, state: dict[str, np.ndarray], config: Any, 
     distance = g.node("Add", [g.node("Neg", [behind]), g.constant(max_length - 1)])
     bias = g.node("Unsqueeze", [g.node("Gather", [g.weight("decoder.bias", table), distance], axis=1),
                                 g.constant([0, 2])])
-    out, epsilon = None, float(config.layer_norm_epsilon)
-    for i in range(config.num_decoder_layers):
-        block = f"decoder.block.{i}.layer"
+
+    def attend(i: int, packed: str) -> str:
         for part in ("key", "value"):
             g.input(f"past_{i}.{part}", np.float32, [1, heads, max_length, size])
             g.output(f"present_{i}.{part}", np.float32, [1, heads, max_length, size])
             g.input(f"cross_{i}.{part}", np.float32, [1, heads, "S", size])
-        normed, x = g.norm(x, out, f"dec.{i}.norm1", state[f"{block}.0.layer_norm.weight"], epsilon)
-        q, k, v = _qkv(g, normed, linear, state, f"{block}.0.SelfAttention", f"dec.{i}.qkv", config)
-        attended = g.node(
+        return g.node(
             "DecoderMaskedMultiHeadAttention",
-            [q, k, v, "", bias, f"past_{i}.key", f"past_{i}.value", past],
+            [*_three(g, packed), "", bias, f"past_{i}.key", f"past_{i}.value", past],
             [f"attention_{i}", f"present_{i}.key", f"present_{i}.value"], DOMAIN, num_heads=heads,
             past_present_share_buffer=1, scale=1.0)[0]
-        out = linear.matmul(g, attended, f"dec.{i}.o", state[f"{block}.0.SelfAttention.o.weight"])
-        normed, x = g.norm(x, out, f"dec.{i}.norm2", state[f"{block}.1.layer_norm.weight"], epsilon)
+
+    def look(i: int, query: str) -> str:
+        return g.node("MultiHeadAttention", [query, f"cross_{i}.key", f"cross_{i}.value"], domain=DOMAIN, num_heads=heads,
+                      scale=1.0)
+
+    g.choose(_decoded(g, x, state, config, linear, attend, look), config.vocab_size)
+    g.save(folder / "decoder.onnx")
+
+
+def _optimum_encoder(g: Graph, folder: Path, state: dict[str, np.ndarray], config: Any, linear: Linear, embedding: Linear,
+                     table: np.ndarray) -> None:
+    ids = g.input("input_ids", np.int64, ["batch_size", "encoder_sequence_length"])
+    mask = g.input("attention_mask", np.int64, ["batch_size", "encoder_sequence_length"])
+    texts = Rows(g, ids)
+    padding = g.node("Cast", [mask], to=6)
+    bias = _bias(g, "encoder.bias", table, g.constant([0]), texts.length)
+
+    def attend(packed: str) -> str:
+        return texts.together(g.node(
+            "MultiHeadAttention", [*_three(g, texts.apart(packed)), "", padding, bias], domain=DOMAIN,
+            num_heads=config.num_heads, scale=1.0, mask_filter_value=MASKED))
+
+    x = embedding.embed(g, texts.tokens(ids), "embed", state["shared.weight"])
+    g.node("Identity", [texts.apart(_encoded(g, x, state, config, linear, attend))], ["last_hidden_state"])
+    g.output("last_hidden_state", np.float32, ["batch_size", "encoder_sequence_length", config.d_model])
+    g.save(folder / "encoder_model.onnx")
+
+
+def _optimum_decoder(g: Graph, folder: Path, state: dict[str, np.ndarray], config: Any, many: Linear, one: Linear,
+                     table: np.ndarray, past: bool) -> None:
+    heads, size = config.num_heads, config.d_kv
+    ids = g.input("input_ids", np.int64, ["batch_size", "decoder_sequence_length"])
+    mask = g.input("encoder_attention_mask", np.int64, ["batch_size", "encoder_sequence_length"])
+    g.output("logits", np.float32, ["batch_size", "decoder_sequence_length", config.vocab_size])
+    texts, sources = Rows(g, ids), Rows(g, mask)
+    padding = g.node("Cast", [mask], to=6)
+    cached = "past_decoder_sequence_length + decoder_sequence_length" if past else "decoder_sequence_length"
+    if past:
+        for i in range(config.num_decoder_layers):
+            for side in ("decoder", "encoder"):
+                for part in ("key", "value"):
+                    length = "past_decoder_sequence_length" if side == "decoder" else "encoder_sequence_length"
+                    g.input(f"past_key_values.{i}.{side}.{part}", np.float32, ["batch_size", heads, length, size])
+        before = g.node("Gather", [g.node("Shape", ["past_key_values.0.decoder.key"]), g.constant([2])])
+    else:
+        states = sources.together(g.input("encoder_hidden_states", np.float32,
+                                          ["batch_size", "encoder_sequence_length", config.d_model]))
+        shape = g.node("Concat", [sources.batch, sources.length, g.constant([2 * heads, size])], axis=0)
+        for i in range(config.num_decoder_layers):
+            for name in _cross(g, states, f"present.{i}.encoder", shape, i, state, many):
+                g.output(name, np.float32, ["batch_size", heads, "encoder_sequence_length", size])
+        g.shared.clear()  # made for as many tokens as the source has
+        before = g.constant([0])
+    bias = _bias(g, "decoder.bias", table, before, texts.length)
+
+    def attend(i: int, packed: str) -> str:
+        names = [f"present.{i}.decoder.{part}" for part in ("key", "value")]
+        for name in names:
+            g.output(name, np.float32, ["batch_size", heads, cached, size])
+        given = [f"past_key_values.{i}.decoder.{part}" for part in ("key", "value")] if past else []
+        return texts.together(g.node("MultiHeadAttention", [*_three(g, texts.apart(packed)), "", "", bias, *given],
+                                     [f"attention_{i}", *names], DOMAIN, num_heads=heads, scale=1.0)[0])
+
+    def look(i: int, query: str) -> str:
+        names = [f"{'past_key_values' if past else 'present'}.{i}.encoder.{part}" for part in ("key", "value")]
+        return texts.together(g.node("MultiHeadAttention", [texts.apart(query), *names, "", padding], domain=DOMAIN,
+                                     num_heads=heads, scale=1.0, mask_filter_value=MASKED))
+
+    x = one.embed(g, texts.tokens(ids), "embed", state["shared.weight"])
+    g.node("Identity", [texts.apart(_decoded(g, x, state, config, one, attend, look))], ["logits"])
+    g.save(folder / f"decoder_{'with_past_' if past else ''}model.onnx")
+
+
+def _encoded(g: Graph, x: str, state: dict[str, np.ndarray], config: Any, linear: Linear,
+             attend: Callable[[str], str]) -> str:
+    """[1, tokens, d] after the encoder's last norm; `attend` makes [1, tokens, inner] of packed queries, keys and values."""
+    out = None
+    for i in range(config.num_layers):
+        block = f"encoder.block.{i}.layer"
+        normed, x = _norm(g, x, out, f"enc.{i}.norm1", state[f"{block}.0.layer_norm.weight"], config)
+        packed = linear.matmul(g, normed, f"enc.{i}.qkv", _packed(state, f"{block}.0.SelfAttention"))
+        out = linear.matmul(g, attend(packed), f"enc.{i}.o", state[f"{block}.0.SelfAttention.o.weight"])
+        out, x = _feed_forward(g, x, out, linear, state, f"{block}.1", f"enc.{i}", config)
+    return _norm(g, x, out, "enc.norm", state["encoder.final_layer_norm.weight"], config)[0]
+
+
+def _decoded(g: Graph, x: str, state: dict[str, np.ndarray], config: Any, linear: Linear,
+             attend: Callable[[int, str], str], look: Callable[[int, str], str]) -> str:
+    """Logits [1, tokens, V]; `attend` as in `_encoded` for layer i, `look` makes the same of a query on the source."""
+    out = None
+    for i in range(config.num_decoder_layers):
+        block = f"decoder.block.{i}.layer"
+        normed, x = _norm(g, x, out, f"dec.{i}.norm1", state[f"{block}.0.layer_norm.weight"], config)
+        packed = linear.matmul(g, normed, f"dec.{i}.qkv", _packed(state, f"{block}.0.SelfAttention"))
+        out = linear.matmul(g, attend(i, packed), f"dec.{i}.o", state[f"{block}.0.SelfAttention.o.weight"])
+        normed, x = _norm(g, x, out, f"dec.{i}.norm2", state[f"{block}.1.layer_norm.weight"], config)
         query = linear.matmul(g, normed, f"dec.{i}.cross_q", state[f"{block}.1.EncDecAttention.q.weight"])
-        attended = g.node("MultiHeadAttention", [query, f"cross_{i}.key", f"cross_{i}.value"], domain=DOMAIN,
-                          num_heads=heads, scale=1.0)
-        out = linear.matmul(g, attended, f"dec.{i}.cross_o", state[f"{block}.1.EncDecAttention.o.weight"])
+        out = linear.matmul(g, look(i, query), f"dec.{i}.cross_o", state[f"{block}.1.EncDecAttention.o.weight"])
         out, x = _feed_forward(g, x, out, linear, state, f"{block}.2", f"dec.{i}", config)
-    final, _ = g.norm(x, out, "dec.norm", state["decoder.final_layer_norm.weight"], epsilon)
+    final, _ = _norm(g, x, out, "dec.norm", state["decoder.final_layer_norm.weight"], config)
     # transformers 5 names the scaling of v1.0 by itself; in 4.57 it goes with tied embeddings.
     if getattr(config, "scale_decoder_outputs", config.tie_word_embeddings):
         final = g.node("Mul", [final, g.constant(np.float32(config.d_model ** -0.5), np.float32)])
     if config.tie_word_embeddings:
-        logits = linear.head(g, final, "embed", state["shared.weight"])
-    else:
-        logits = linear.matmul(g, final, "head", state["lm_head.weight"])
-    g.choose(logits, config.vocab_size)
-    g.save(folder / "decoder.onnx")
+        return linear.head(g, final, "embed", state["shared.weight"])
+    return linear.matmul(g, final, "head", state["lm_head.weight"])
 
 
-def _qkv(g: Graph, x: str, linear: Linear, state: dict[str, np.ndarray], attention: str, name: str,
-         config: Any) -> list[str]:
-    packed = np.concatenate([state[f"{attention}.{part}.weight"] for part in "qkv"])
-    return g.node("Split", [linear.matmul(g, x, name, packed)], 3, axis=-1, num_outputs=3)
+def _norm(g: Graph, x: str, added: str | None, name: str, gain: np.ndarray, config: Any) -> tuple[str, str]:
+    return g.norm(x, added, name, gain, float(config.layer_norm_epsilon))
+
+
+def _packed(state: dict[str, np.ndarray], attention: str) -> np.ndarray:
+    return np.concatenate([state[f"{attention}.{part}.weight"] for part in "qkv"])
+
+
+def _three(g: Graph, packed: str) -> list[str]:
+    return g.node("Split", [packed], 3, axis=-1, num_outputs=3)
+
+
+def _cross(g: Graph, states: str, prefix: str, shape: str, i: int, state: dict[str, np.ndarray], linear: Linear) -> list[str]:
+    """[`prefix`.key, `prefix`.value], [B, heads, S, head size], of the encoder's states for decoder layer i; `shape` is that
+    of both before their axes are turned: [B, S, 2 * heads, head size]."""
+    cross = f"decoder.block.{i}.layer.1.EncDecAttention"
+    both = linear.matmul(g, states, f"dec.{i}.cross_kv",
+                         np.concatenate([state[f"{cross}.k.weight"], state[f"{cross}.v.weight"]]))
+    turned = g.node("Transpose", [g.node("Reshape", [both, shape])], perm=[0, 2, 1, 3])
+    return g.node("Split", [turned], [f"{prefix}.key", f"{prefix}.value"], axis=1, num_outputs=2)
 
 
 def _feed_forward(g: Graph, x: str, out: str, linear: Linear, state: dict[str, np.ndarray], layer: str, name: str,
                   config: Any) -> tuple[str, str]:
     """(feed-forward of the norm of x + out, x + out); gated (v1.1, flan), ReLU (v1.0) or one matrix (a merged linear chain)."""
-    normed, x = g.norm(x, out, f"{name}.norm_ff", state[f"{layer}.layer_norm.weight"],
-                       float(config.layer_norm_epsilon))
+    normed, x = _norm(g, x, out, f"{name}.norm_ff", state[f"{layer}.layer_norm.weight"], config)
     dense = f"{layer}.DenseReluDense"
     if dense in state:
         return linear.matmul(g, normed, f"{name}.ffn", state[dense]), x
@@ -145,6 +258,15 @@ def _feed_forward(g: Graph, x: str, out: str, linear: Linear, state: dict[str, n
                   else g.node("Relu", [inner]))
     positive = not config.is_gated_act and config.dense_act_fn == "relu"
     return linear.matmul(g, hidden, f"{name}.wo", state[f"{dense}.wo.weight"], positive=positive), x
+
+
+def _bias(g: Graph, name: str, table: np.ndarray, before: str, length: str) -> str:
+    """[1, heads, S, before + S]: the bias of `length` S queries that follow `before` keys, from a table [heads, 2 * reach + 1]
+    whose ends stand for all that is further away."""
+    reach = table.shape[1] // 2
+    index = g.node("Add", [g.node("Clip", [g.distances(before, length), g.constant(-reach), g.constant(reach)]),
+                           g.constant(reach)])
+    return g.node("Unsqueeze", [g.node("Gather", [g.weight(name, table), index], axis=1), g.constant([0])])
 
 
 def _bias_table(stack: Any, length: int) -> np.ndarray:

@@ -27,6 +27,7 @@ from edgedistill.tasks.task import Task
 from edgedistill.train import packed, reparam, stacks
 from edgedistill.train.packed import Batch, Weights
 
+T5S = ("t5", "mt5")
 DECODERS = ("llama", "qwen2", "mistral")
 
 
@@ -231,12 +232,12 @@ def load(place: str | Path) -> Student:
         raise UsageError(f"{folder} is no student folder: it has no config.json")
     try:
         config = AutoConfig.from_pretrained(place)
-        if config.model_type in ("t5", "mt5"):
+        if config.model_type in T5S:
             kind, auto = T5Student, AutoModelForSeq2SeqLM
         elif config.model_type in DECODERS:
             kind, auto = DecoderStudent, AutoModelForCausalLM
         else:
-            raise UsageError(f"{place}: a {config.model_type} model; known families: t5, mt5, {', '.join(DECODERS)}")
+            raise UsageError(f"{place}: a {config.model_type} model; known families: {', '.join(T5S + DECODERS)}")
         if not stacks.supported(config):
             raise UsageError(f"{place}: its activation function is not supported; known: {', '.join(packed.ACTIVATIONS)}")
         model = (reparam.restore(auto, config, place) if getattr(config, "edgedistill_ffn", None)
