@@ -120,6 +120,8 @@ def _subject(place: str, card: Task, threads: int, asking: tuple[str | None, str
 
         torch.set_num_threads(threads)
         model = load(folder)
+        if torch.cuda.is_available():
+            model.model.to("cuda")
         if model.format is None:
             model.set_task(card)
         return (lambda rows: model.answers([card.question(row) for row in rows])), runs.subject_name(place), "torch fp32"

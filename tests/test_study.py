@@ -185,6 +185,31 @@ def test_the_plan_has_hours_and_runs_nothing(place: Path, tmp_path: Path, monkey
     assert fresh["unknown"] == 0 and fresh["hours"] > 0 and not (tmp_path / "fresh" / "cells").exists()
 
 
+def test_mentors_other_tests_and_general_text(place: Path, tmp_path: Path) -> None:
+    path = write_study(tmp_path, top="keep_students = false", settings=f'general = "{place}/data"', data=f"""
+[data.words.tests.other]
+source = "{place}/data/test.jsonl"
+limit = 3""", methods=f"""
+ood = "{place}/data"
+only = {{method = []}}
+[methods.kd]
+method = "logit-kd"
+mentor = {{method = "finetune", student = "tiny"}}
+ood = "{place}/data"
+""")
+    path.write_text(path.read_text().replace(f"{tmp_path}/", f"{place}/").replace("folds = 2", "limit = 12\ntest_limit = 4")
+                    .replace("epochs = 2", "epochs = 1"))
+    found = study(str(path), run=str(tmp_path / "run"), threads=1)
+    cell = finished(tmp_path / "run")["words_tiny_kd_seed0"]
+    assert {name: test["n"] for name, test in cell["tests"].items()} == {"words": 4, "other": 3, "words-ood": 4, "other-ood": 3}
+    assert "mentor" in cell["inputs"] and "general_perplexity" in cell["train"]["dev"][0] and cell["train"]["before"]
+    assert {(e["method"], e["test"]) for e in found["entries"]} == {
+        *(("kd", test) for test in cell["tests"]), ("finetune", "words"), ("finetune", "other")}
+    assert "## words, tested on other" in (tmp_path / "run" / "study.md").read_text()
+    # The mentor's weights were kept until they were not needed any more.
+    assert not list((tmp_path / "run" / "cells").glob("*/train/student*"))
+
+
 # What goes wrong
 
 
@@ -557,6 +582,8 @@ def test_best_is_bold_only_where_it_is_better_than_the_next(tmp_path: Path) -> N
     assert "**" not in markdown(found) and markdown(found).count(" =") >= 2
     found = summary(spec, cells(spec), made_up(spec, {"base": 0.3, "near": 0.5, "far": 0.7}), {})
     assert [e["mark"] for e in found["entries"]] == [None, None, "best"] and "| **" in markdown(found)
+    behind = [e["behind"] for e in found["entries"]]
+    assert behind[2] is None and behind[0]["difference"] > behind[1]["difference"] > 0 and behind[1]["p_holm"] < 0.05
     against = [e["against"] for e in found["entries"]]
     assert against[0] is None and [a["baseline"] for a in against[1:]] == ["base", "base"]
     assert [a["p_holm"] for a in against[1:]] == holm([a["p"] for a in against[1:]])

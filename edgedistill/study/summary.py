@@ -22,7 +22,8 @@ def summary(study: Study, planned: list[Cell], results: dict[str, dict[str, Any]
 
     `against` is an entry minus the baseline on the rows that both answered; `p_holm` is corrected for all comparisons with the
     baseline on that test set. `mark` is "best" where an entry is better than each other of its student and share of data, all
-    of these comparisons corrected; else "tied" are the highest and those not significantly below it.
+    of these comparisons (`behind`: the highest minus the entry) corrected; else "tied" are the highest and those not
+    significantly below it.
     """
     entries, outcomes = [], {}
     for key, cells in _grouped(planned).items():
@@ -30,7 +31,8 @@ def summary(study: Study, planned: list[Cell], results: dict[str, dict[str, Any]
         for test in dict.fromkeys(name for _, result in done for name in result["tests"]):
             found = _outcomes(done, test)
             entries.append({**dict(zip(_ENTRY, key, strict=True)), "test": test, **_trained([r for _, r in done]),
-                            "cells": len(done), "planned": len(cells), **accuracy(found), "against": None, "mark": None})
+                            "cells": len(done), "planned": len(cells), **accuracy(found), "against": None,
+                            "behind": None, "mark": None})
             outcomes[id(entries[-1])] = found
     blocks: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
     for entry in entries:
@@ -99,6 +101,8 @@ def _mark(block: list[dict[str, Any]], outcomes: dict[int, Outcomes]) -> None:
     others = [entry for entry in whole if entry is not best]
     found = [compare(outcomes[id(best)], outcomes[id(entry)]) for entry in others]
     ps = holm([each["p"] if each else 1.0 for each in found])
+    for entry, each, p in zip(others, found, ps, strict=True):
+        entry["behind"] = each and {**each, "p_holm": p}
     tied = [entry for entry, p in zip(others, ps, strict=True) if p >= SIGNIFICANT]
     for entry in [best, *tied] if others else []:
         entry["mark"] = "tied" if tied else "best"
@@ -154,13 +158,14 @@ def markdown(found: dict[str, Any]) -> str:
 
 def _row(e: dict[str, Any]) -> dict[str, str]:
     shown = f"{100 * e['accuracy']:.1f} % ({100 * e['ci95'][0]:.0f} to {100 * e['ci95'][1]:.0f})"
-    other = e["against"]
+    other, behind = e["against"], e["behind"]
     return {
         "student": f"{e['student']}, {e['parameters'] / 1e6:.3g} M", **_what(e),
         "accuracy": {"best": f"**{shown}**", "tied": f"{shown} ="}.get(e["mark"], shown),
         "SE": f"{100 * e['se']:.1f} ({len(e['replicas'])})" if e["se"] is not None else "", "n": str(e["n"]),
         "minus baseline": f"{100 * other['difference']:+.1f} ({100 * other['ci95'][0]:+.1f} to {100 * other['ci95'][1]:+.1f})"
         if other else "", "p (Holm)": f"{other['p']:.2g} ({other['p_holm']:.2g})" if other else "",
+        "behind highest (p, Holm)": f"{100 * behind['difference']:.1f} ({behind['p_holm']:.2g})" if behind else "",
         "dev": f"{100 * e['dev_accuracy']:.1f} %", "tokens": f"{e['tokens']:,}", "minutes": f"{e['seconds'] / 60:.1f}",
         "cells": f"{e['cells']} of {e['planned']}" if e["cells"] < e["planned"] else ""}
 
