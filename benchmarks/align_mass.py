@@ -2,9 +2,9 @@
 
     EDGEDISTILL_MODELS=... python benchmarks/align_mass.py --run runs/svamp-methods/corpus [--rows 200]
 
-On a taught run with soft targets (benchmarks/svamp_methods.py makes one: qwen2.5-coder on PaLM's SVAMP rationales), for the
-tokenizers of SmolLM2 (byte-level BPE, single digits) and of a T5's kind (unigram, `▁`, trained on these texts). `mass` is the
-mean over target tokens, `soft` the share of tokens that are not one-hot for want of an alignment. Writes
+On a taught run with soft targets (benchmarks/studies/svamp-methods.toml says how one is made: qwen2.5-coder on PaLM's SVAMP
+rationales), for the tokenizers of SmolLM2 (byte-level BPE, single digits) and of a T5's kind (unigram, `▁`, trained on these
+texts). `mass` is the mean over target tokens, `soft` the share of tokens that are not one-hot for want of an alignment. Writes
 benchmarks/results/align-mass.json.
 """
 

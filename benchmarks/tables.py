@@ -134,7 +134,7 @@ def methods() -> str:
     trained = {name: _json(folder / f"{name}_train.json") for name in tests}
     lines = ["SVAMP's 720 training rows with PaLM's rationales, SmolLM2-135M (and 16 of its 30 layers), one seed, the tokens "
              "of five epochs of `finetune` for every method; checkpoint by the 80 dev rows, the 200 test rows read once "
-             "([script](benchmarks/svamp_methods.py), [result files](benchmarks/results/svamp-methods)):", "",
+             "([study](benchmarks/studies/svamp-methods.toml), [result files](benchmarks/results/svamp-methods)):", "",
              "| student | method | test | minus `finetune` | p | best dev | epochs |",
              "|---|---|---|---|---|---|---|"]
     for name in sorted(tests, key=lambda name: (name.endswith("-16"), -tests[name]["accuracy"])):

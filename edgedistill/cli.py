@@ -151,6 +151,7 @@ def train(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, try one step, train nothing.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on or fail (going on is the default, beginning anew where "
                                          "there is nothing).")] = False,
+    max_hours: Annotated[float | None, typer.Option(help="End with a checkpoint after so many hours.")] = None,
     report_to: Annotated[list[str] | None, typer.Option(help="The Trainer's own logs: tensorboard, wandb, ...")] = None,
     seed: Seed = defaults.SEED, threads: Threads = None,
     overwrite: Overwrite = False, as_json: Json = False, list_: Listing = False,
@@ -166,7 +167,8 @@ def train(
                temperature=temperature, factors=factors, ood=ood, general=general, optimizer=optimizer, layers=layers,
                vocabulary=vocabulary, carve_from=carve_from, batch_tokens=batch_tokens,
                gradient_checkpointing=gradient_checkpointing, vram=vram,
-               dry_run=dry_run, resume=resume, report_to=report_to, seed=seed, threads=threads, overwrite=overwrite), as_json)
+               dry_run=dry_run, resume=resume, max_hours=max_hours, report_to=report_to, seed=seed, threads=threads,
+               overwrite=overwrite), as_json)
 
 
 @app.command("eval")
@@ -270,6 +272,26 @@ def bench(
     _show(verb(bundle, run=run, threads=counts, data=data, column=_columns(column), split=split, input_tokens=input_tokens,
                output_tokens=output_tokens, n=n, against=[name for name in (against or "").split(",") if name], student=student,
                peers_python=peers_python, quick=quick, pack=pack), as_json)
+
+
+@app.command()
+def study(
+    file: Annotated[str | None, typer.Argument(help="The study: a TOML file, as those in benchmarks/studies/.")] = None,
+    run: Annotated[str | None, typer.Option("--run", help="Its folder (default: runs/ and the file's name).")] = None,
+    max_hours: Annotated[float | None, typer.Option(help="End after so many hours, with a checkpoint; the same command goes "
+                                                    "on.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan with its hours and run nothing.")] = False,
+    verify: Annotated[str | None, typer.Option(help="A finished cell's JSON: run it again and compare; exit 3 when it is "
+                                               "off.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew what was begun, or made with another "
+                                            "configuration.")] = False,
+    threads: Threads = None, as_json: Json = False,
+) -> None:
+    """Methods, students, teachers, data, shares, folds and seeds side by side, resumable, then tables with tests."""
+    from edgedistill.study import study as verb
+
+    _show(verb(file, run=run, max_hours=max_hours, dry_run=dry_run, verify=verify, overwrite=overwrite,
+               threads=threads), as_json)
 
 
 @app.command()

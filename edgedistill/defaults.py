@@ -65,3 +65,6 @@ VOTE_TEMP = 0.7              # of the samples that vote
 
 # bench
 BENCH_RUNS = 100             # rounds, and questions asked at most
+
+# study
+VERIFY_TOLERANCE = 0.02      # of the accuracy of a cell that is run again: other threads or versions round differently

@@ -1,6 +1,7 @@
 """Every error a user can cause: one line that says what, which value, and what to do next.
 
     Error (exit 1: the work failed)
+    +-- Stopped (exit 1: its time was over; the same command goes on)
     +-- UsageError (exit 2: the request was wrong)
     +-- GateError (exit 3: a quality gate said no)
 """
@@ -15,6 +16,10 @@ class Error(Exception):
     """The work failed; the message is shown to the user as it is."""
 
     exit_code = 1
+
+
+class Stopped(Error):
+    """The time that was given is over; everything up to here is kept."""
 
 
 class UsageError(Error):

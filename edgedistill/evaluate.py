@@ -40,36 +40,47 @@ def evaluate(
     if split not in splits:
         raise UsageError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
     rows = [row for row in splits[split] if row.label is not None][:limit]
-    if not rows:
-        raise UsageError(f"{name}: no row of {split} has a label, so there is nothing to count")
-    gold = [card.label(row) for row in rows]
     asking = (prompt, exemplars, vote)
-    outcomes, predictions, subject_name, precision = _judge(place, card, rows, gold, threads, asking)
-    # The test split is for reporting only: each reading of a public one is noted where the project is developed.
-    if split == "test" and not name.startswith("builtin:"):
-        note_reading(f"{subject_name} on {name}")
+    result = count(place, card, rows, name, split, threads, asking)
     other = None
     if compare:
+        gold = [card.label(row) for row in rows]
         theirs, _, other_name, _ = _judge(compare, card, rows, gold, threads, asking)
-        other = {"other": other_name, **paired(outcomes, theirs)}
-    correct = sum(outcomes)
-    result = {
-        **machine.origin("eval"), "subject": subject_name, "precision": precision, "task": card.name, "data": name,
-        "rows_sha256": rows_.digest(rows), "split": split, "n": len(rows), "correct": correct,
-        "accuracy": round(correct / len(rows), 4), "ci95": interval(correct, len(rows)),
-        "metric": "value" if card.kind in ("equation", "number") else "exact", "compare": other,
-        **({"prompt": prompt or card.prompt, "vote": vote} if precision == "gguf" else {}),
-        "predictions": predictions}
+        other = {"other": other_name, **paired([p["correct"] for p in result["predictions"]], theirs)}
+        result["compare"] = other
+    subject_name = result["subject"]
     asked = [*([prompt] if prompt else []), *([f"vote{vote}"] if vote > 1 else [])]
     file = _result_file(run, "_".join([subject_name, *asked]), name, split, len(rows), other)
     runs.write_json(file, result)
     low, high = result["ci95"]
-    say(f"eval: {subject_name} on {name}/{split}: {correct} of {len(rows)} right, {100 * result['accuracy']:.1f} % "
+    say(f"eval: {subject_name} on {name}/{split}: {result['correct']} of {len(rows)} right, {100 * result['accuracy']:.1f} % "
         f"(95 % interval {100 * low:.1f} to {100 * high:.1f}); {file}")
     if other:
         say(f"      minus {other['other']}: {100 * other['difference']:+.1f} points "
             f"({100 * other['ci95'][0]:+.1f} to {100 * other['ci95'][1]:+.1f}), p = {other['p']:.3g}")
     return result
+
+
+def count(place: str, card: Task, rows: list[Row], name: str, split: str, threads: int,
+          asking: tuple[str | None, str | None, int] = (None, None, 1)) -> dict[str, Any]:
+    """The result object of `place` on labelled rows, not written anywhere; `name` and `split` say which rows they are.
+
+    A reading of a test split is noted (DESIGN section 8). Raises `UsageError`.
+    """
+    if not rows:
+        raise UsageError(f"{name}: no row of {split} has a label, so there is nothing to count")
+    outcomes, predictions, subject, precision = _judge(place, card, rows, [card.label(row) for row in rows], threads, asking)
+    # The test split is for reporting only: each reading of a public one is noted where the project is developed.
+    if split == "test" and not name.startswith("builtin:"):
+        note_reading(f"{subject} on {name}")
+    prompt, _, vote = asking
+    return {
+        **machine.origin("eval"), "subject": subject, "precision": precision, "task": card.name, "data": name,
+        "rows_sha256": rows_.digest(rows), "split": split, "n": len(rows), "correct": sum(outcomes),
+        "accuracy": round(sum(outcomes) / len(rows), 4), "ci95": interval(sum(outcomes), len(rows)),
+        "metric": "value" if card.kind in ("equation", "number") else "exact", "compare": None,
+        **({"prompt": prompt or card.prompt, "vote": vote} if precision == "gguf" else {}),
+        "predictions": predictions}
 
 
 def _judge(place: str, card: Task, rows: list[Row], gold: list[Any], threads: int, asking: tuple[str | None, str | None, int],
@@ -109,6 +120,8 @@ def _subject(place: str, card: Task, threads: int, asking: tuple[str | None, str
 
         torch.set_num_threads(threads)
         model = load(folder)
+        if torch.cuda.is_available():
+            model.model.to("cuda")
         if model.format is None:
             model.set_task(card)
         return (lambda rows: model.answers([card.question(row) for row in rows])), runs.subject_name(place), "torch fp32"

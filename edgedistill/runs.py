@@ -76,7 +76,7 @@ class Stage:
         self.finished: dict[str, Any] | None = None
         with disk_errors(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = _lock(self.path / ".lock")
+        self._lock = lock(self.path / ".lock")
         try:
             self._open(overwrite)
         except BaseException:
@@ -122,8 +122,7 @@ class Stage:
             self._lock = None
 
     def _differences(self, old: dict[str, Any]) -> list[str]:
-        return list(_differences({**old["config"], **_prefixed(old["inputs"])},
-                                 {**self.config, **_prefixed(self.inputs)}))
+        return differences(old, {"config": self.config, "inputs": self.inputs})
 
     def _begun(self) -> bool:
         """Whether there is work that could be lost: more than the manifest, a copy of the rows and `.part` folders."""
@@ -218,14 +217,12 @@ class Journal:
         self._file.close()
 
 
-def _prefixed(inputs: dict[str, str]) -> dict[str, str]:
-    return {f"{name} (hash)": digest[:12] for name, digest in inputs.items()}
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
-    for key in sorted({*old, *new}):
-        if old.get(key) != new.get(key):
-            yield f"{key} is {_short(old.get(key))} there, {_short(new.get(key))} asked"
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What two configurations, each with `config` and the hashes of its `inputs`, differ in, in words."""
+    a, b = ({**each["config"], **{f"{name} (hash)": digest[:12] for name, digest in each["inputs"].items()}}
+            for each in (old, new))
+    return [f"{key} is {_short(a.get(key))} there, {_short(b.get(key))} asked" for key in sorted({*a, *b})
+            if a.get(key) != b.get(key)]
 
 
 def _short(value: Any) -> str:
@@ -233,8 +230,9 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _lock(path: Path) -> IO[bytes]:
-    """An exclusive lock, released by the system when the process ends in whatever way."""
+def lock(path: Path) -> IO[bytes]:
+    """An exclusive lock, released by the system when the process ends in whatever way. Raises `UsageError` where it is
+    another's."""
     with disk_errors(path):
         file = open(path, "a+b")
     try:

@@ -91,10 +91,11 @@ def test_the_public_surface_is_the_verbs_and_the_device_class() -> None:
     from edgedistill.export import export
     from edgedistill.report import report
     from edgedistill.run import run
+    from edgedistill.study import study
     from edgedistill.teach import teach
     from edgedistill.train import train
 
-    assert all(map(callable, (bench, demo, doctor, evaluate, export, report, run, teach, train)))
+    assert all(map(callable, (bench, demo, doctor, evaluate, export, report, run, study, teach, train)))
     assert {name for name in vars(Student) if not name.startswith("_")} == {"load", "answer", "generate"}
     assert list(Answer.__dataclass_fields__) == ["text", "value", "confidence", "rationale", "votes"]
 

@@ -70,7 +70,7 @@ def load(source: str, columns: dict[str, str] | None = None, seed: int = 0, dev_
     else:
         name, splits = _local(Path(source), columns)
     if "train" in splits and "dev" not in splits:
-        splits["train"], splits["dev"] = _hold_out(splits["train"], dev_share, seed)
+        splits["train"], splits["dev"] = hold_out(splits["train"], dev_share, seed)
     return Dataset(name, {split: splits[split] for split in SPLITS if split in splits})
 
 
@@ -213,10 +213,10 @@ def _rows(records: Iterable[tuple[int, dict[str, Any]]], columns: dict[str, str]
 
 
 def to_row(record: dict[str, Any], columns: dict[str, str], where: str, number: int) -> Row:
-    found = {name: _lookup(record, columns.get(name, name)) for name in _COLUMNS}
+    found = {name: lookup(record, columns.get(name, name)) for name in _COLUMNS}
     if not isinstance(found["input"], str) or not found["input"].strip():
         wanted = columns.get("input", "input")
-        if _lookup(record, wanted) is None and wanted not in record:
+        if lookup(record, wanted) is None and wanted not in record:
             raise UsageError(f"{where}:{number}: no column {wanted!r}; it has {', '.join(map(str, record))}. "
                              "Map it: --column input=NAME")
         raise UsageError(f"{where}:{number}: the column {wanted!r} is empty or no text; fill or remove the line")
@@ -236,7 +236,8 @@ def to_row(record: dict[str, Any], columns: dict[str, str], where: str, number: 
                tuple(choices), meta, _optional(found["stated"]))
 
 
-def _lookup(record: dict[str, Any], path: str) -> Any:
+def lookup(record: dict[str, Any], path: str) -> Any:
+    """The value at a dotted path, None where there is none."""
     if path in record:
         return record[path]
     value: Any = record
@@ -249,7 +250,7 @@ def _optional(value: Any) -> str | None:
     return None if value is None or str(value).strip() == "" else str(value).strip()
 
 
-def _hold_out(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
+def hold_out(rows: list[Row], share: float, seed: int) -> tuple[list[Row], list[Row]]:
     """(train, dev): `share` of the rows, at least one, drawn by `seed`; both keep the file's order."""
     if len(rows) < 2:
         raise UsageError("one row cannot be split into training and dev rows; give at least two")

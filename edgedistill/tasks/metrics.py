@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 
-def interval(correct: int, n: int, z: float = 1.96) -> list[float]:
+def interval(correct: float, n: float, z: float = 1.96) -> list[float]:
     """Wilson's 95 % interval of a share, [low, high] in 0..1 (Wilson 1927; sound at small n and at 0 or 1)."""
     if n == 0:
         return [0.0, 1.0]
@@ -32,15 +32,27 @@ def paired(a: list[bool], b: list[bool], seed: int = 0, draws: int = 10_000) -> 
     shares = [(difference == v).mean() for v in (-1, 0, 1)]
     counts = np.random.default_rng(seed).multinomial(n, shares, size=draws)
     low, high = np.quantile((counts[:, 2] - counts[:, 0]) / n, [0.025, 0.975])
-    better, worse = int((difference > 0).sum()), int((difference < 0).sum())
+    return {"difference": round(float(difference.mean()), 4), "ci95": [round(float(low), 4), round(float(high), 4)],
+            "p": mcnemar(int((difference > 0).sum()), int((difference < 0).sum()))}
+
+
+def mcnemar(better: int, worse: int) -> float:
+    """The p of McNemar's exact two-sided test: one subject alone was right `better` times, the other `worse` times."""
     k, m = min(better, worse), better + worse
     ways = total = 1  # of choosing none, then up to k, of the m rows where they differ
     for i in range(k):
         ways = ways * (m - i) // (i + 1)
         total += ways
-    p = min(1.0, 2 * total / 2**m)
-    return {"difference": round(float(difference.mean()), 4), "ci95": [round(float(low), 4), round(float(high), 4)],
-            "p": p}
+    return min(1.0, 2 * total / 2**m)
+
+
+def holm(ps: list[float]) -> list[float]:
+    """The ps corrected for being several (Holm 1979): below 0.05 they are, all together, seldom so by chance."""
+    corrected, least = [0.0] * len(ps), 0.0
+    for rank, i in enumerate(sorted(range(len(ps)), key=ps.__getitem__)):
+        least = max(least, min(1.0, (len(ps) - rank) * ps[i]))
+        corrected[i] = least
+    return corrected
 
 
 def majority(values: list[str | None]) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -27,7 +28,8 @@ def train(
     vocabulary: int | None = None, carve_from: str = defaults.TEACHER, factors: int = defaults.FACTORS,
     batch_tokens: int | None = None,
     gradient_checkpointing: bool | None = None, vram: float | None = None, dry_run: bool = False, resume: bool = False,
-    report_to: list[str] | None = None, seed: int = defaults.SEED, threads: int | None = None, overwrite: bool = False,
+    max_hours: float | None = None, report_to: list[str] | None = None, seed: int = defaults.SEED,
+    threads: int | None = None, overwrite: bool = False,
 ) -> dict[str, Any]:
     """Trains a student into `train/student/` and returns the result object (DESIGN section 2).
 
@@ -50,16 +52,19 @@ def train(
       `general`: a text file whose perplexity is watched.
     - `batch_tokens`, `gradient_checkpointing` and `optimizer` are picked to fit `vram` (GB) where it is given. `dry_run`
       prints the plan, checks its memory by one real step and trains nothing.
+    - `max_hours`: after so many it ends with a checkpoint and raises `Stopped`.
 
     Raises `UsageError` and `Error`.
     """
+    began = time.monotonic()
     need("torch", "train"), need("transformers", "train"), need("accelerate", "train")
     from edgedistill.teach.source import resolve
     from edgedistill.train.batches import WEIGHTINGS
     from edgedistill.train.fit import Job, fit
     from edgedistill.train.methods import CHAINS, questions
 
-    numbers = {"--epochs": epochs, "--tokens": tokens, "--learning-rate": learning_rate, "--temperature": temperature}
+    numbers = {"--epochs": epochs, "--tokens": tokens, "--learning-rate": learning_rate, "--temperature": temperature,
+               "--max-hours": max_hours}
     for flag, value in numbers.items():
         if value is not None and not 0 < value < math.inf:
             raise UsageError(f"{flag} {value:g}: give a number above 0")
@@ -131,7 +136,8 @@ def train(
         format={"shared": method == "step-by-step" and not two_pass, "chain": method in CHAINS},
         soft=soft if distribution else None, ood=other, general=general, learning_rate=learning_rate,
         batch_tokens=batch_tokens, checkpointing=gradient_checkpointing, vram=vram, report_to=report_to or [],
-        resume=resume, threads=threads or max(1, machine.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+        resume=resume, threads=threads or max(1, machine.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+        deadline=began + 3600 * (max_hours or math.inf))
     if dry_run:
         return fit(SimpleNamespace(path=None, config=config, inputs=inputs, resumed=False), job)
     stage = _stage(run, config, inputs, overwrite)

@@ -15,7 +15,6 @@ import torch
 import transformers
 
 from edgedistill import defaults, machine, runs
-from edgedistill.edge.format import PREFIXES
 from edgedistill.errors import UsageError
 from edgedistill.progress import clock, say
 from edgedistill.tasks.data import Row
@@ -24,6 +23,7 @@ from edgedistill.train import lint as lint_
 from edgedistill.train import memory, reparam
 from edgedistill.train import trainer as trainer_
 from edgedistill.train.batches import Batcher
+from edgedistill.train.initial import open_student
 from edgedistill.train.methods import Question
 from edgedistill.train.students import Student
 from edgedistill.train.watch import evaluations
@@ -52,6 +52,7 @@ class Job:
     report_to: list[str]
     resume: bool
     threads: int
+    deadline: float
 
 
 def fit(stage: Any, job: Job) -> dict[str, Any]:
@@ -140,12 +141,13 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
         return _dry_run(trainer, batcher, config, steps, shown, cuda)
     say(f"  time      about {clock(_seconds(trainer, batcher) * steps * 1.4)} (from one step on this machine)"
         + (f"; resumed from {last.name}" if last else ""))
+    trainer.deadline = job.deadline
     lines = trainer_.Lines(trainer)
     trainer.add_callback(lines)
     best_ood = trainer_.BestOther(student, folder / "best-ood") if job.ood else None
     if best_ood:
         trainer.add_callback(best_ood)
-    trainer.add_callback(trainer_.Noted(stage))
+    trainer.add_callback(trainer_.Noted(stage, trainer))
     before = _before(stage, trainer) if job.ood or job.general else None
     machine.reset_peak()
     start, done = time.monotonic(), int(last.name.split("-")[1]) if last else 0
@@ -217,21 +219,8 @@ def _save(student: Student, stage: Any, result: dict[str, Any], chosen: dict[str
 
 def _student(job: Job, config: dict[str, Any]) -> Student:
     texts = [text for q in job.questions for text in (q.text, *(t.text for t in q.targets()))]
-    texts += [job.card.question(row) for row in [*job.dev, *job.ood]] + list(PREFIXES.values())
-    if job.cut:
-        from edgedistill.train.carve import carve
-
-        return carve(job.cut.path, texts, config["layers"], config["vocabulary"])
-    from edgedistill.train.students import load
-
-    student = load(job.place)
-    if config.get("vocabulary"):
-        from edgedistill.train.vocabulary import trim_student
-
-        before = student.model.config.vocab_size
-        trim_student(student, texts, config["vocabulary"])
-        say(f"train: vocabulary trimmed from {before} to {len(student.tokenizer)} pieces")
-    return student
+    texts += [job.card.question(row) for row in [*job.dev, *job.ood]]
+    return open_student(job.place, texts, job.cut.path if job.cut else None, config.get("layers"), config.get("vocabulary"))
 
 
 def _mentor(place: str | None, student: Student, cuda: bool) -> Student | None:
@@ -328,7 +317,8 @@ def _dry_run(trainer: Any, batcher: Batcher, config: dict[str, Any], steps: int,
     say(f"  measured  {peak:.0f} MB in one real step of the longest questions, {seconds:.1f} s")
     say(f"  time      {clock(1.4 * seconds * steps)} at most; nothing was trained (--dry-run)")
     return {**machine.origin("train-plan"), "method": config["method"], "student": config["student"], "steps": steps,
-            "batch_size": config["batch_size"], **shown, "peak_memory_mb": peak, "seconds_per_step": round(seconds, 2)}
+            "batch_size": config["batch_size"], **shown, "peak_memory_mb": peak, "seconds_per_step": round(seconds, 2),
+            "longest_tokens": sum(lengths[i] for i in worst)}
 
 
 def _model_card(result: dict[str, Any], stage: Any, chosen: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import get_available_reporting_integrations
 
 from edgedistill import defaults, machine, runs
-from edgedistill.errors import Error, UsageError, need
+from edgedistill.errors import Error, Stopped, UsageError, need
 from edgedistill.progress import Progress, say
 from edgedistill.train import objectives
 from edgedistill.train.batches import PARTS, Batcher
@@ -76,6 +76,7 @@ class DistillTrainer(Trainer):
         self._evaluations, self._mentor_head = evaluations, mentor_head
         self._sums: dict[str, list[float]] = defaultdict(list)
         self.seen_tokens = 0
+        self.deadline, self.stopping = math.inf, False  # by time.monotonic()
         super().__init__(model=student.model, args=args, train_dataset=range(batcher.steps),
                          eval_dataset=[0],  # required to be there; evaluate() below has the dev rows
                          optimizers=(optimizer, None))
@@ -249,7 +250,7 @@ class BestOther(TrainerCallback):
 
 
 class _Epoch(TrainerCallback):
-    """Tells the batcher which epoch it is; asks for a checkpoint now and then in a long epoch."""
+    """Tells the batcher which epoch it is; asks for a checkpoint now and then in a long epoch, and when time is over."""
 
     def __init__(self, trainer: DistillTrainer) -> None:
         self.trainer, self.saved = trainer, time.monotonic()
@@ -258,24 +259,33 @@ class _Epoch(TrainerCallback):
         self.trainer.batcher.epoch = int(state.epoch + 1e-6)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        due = torch.tensor(float(time.monotonic() - self.saved > 60 * defaults.CHECKPOINT_MINUTES), device=args.device)
+        now = time.monotonic()
+        due = torch.tensor([now - self.saved > 60 * defaults.CHECKPOINT_MINUTES, now > self.trainer.deadline],
+                           dtype=torch.float, device=args.device)
         if processes() > 1:  # clocks differ, and all must save in the same step
             due = self.trainer.accelerator.reduce(due, "sum")
-        control.should_save = control.should_save or bool(due > 0)
+        self.trainer.stopping = bool(due[1] > 0)
+        # After an epoch's last step the dev rows come first: a checkpoint before them would lose them.
+        if state.global_step % self.trainer.batcher.steps and state.global_step < state.max_steps:
+            control.should_save = control.should_save or bool(due.any())
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self.saved = time.monotonic()
 
 
 class Noted(TrainerCallback):
-    """Notes the time spent in the stage's manifest with each checkpoint, so that a kill does not lose it."""
+    """Notes the time spent in the stage's manifest with each checkpoint, so that a kill does not lose it; ends there when
+    time is over."""
 
-    def __init__(self, stage: Any) -> None:
-        self.stage = stage
+    def __init__(self, stage: Any, trainer: DistillTrainer) -> None:
+        self.stage, self.trainer = stage, trainer
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.is_world_process_zero:
             self.stage.checkpoint()
+        if self.trainer.stopping and state.global_step < state.max_steps:
+            raise Stopped(f"the time is over at step {state.global_step} of {state.max_steps}, which is kept; the same command "
+                          "goes on from there")
 
 
 class Lines(TrainerCallback):

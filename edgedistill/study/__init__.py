@@ -1,0 +1,170 @@
+"""`study`: methods x students x teachers x data x shares x folds or seeds, one JSON a cell, then tables with tests.
+
+    spec.py        the study file, checked before anything runs
+    grid.py        its cells, in an order in which each finds what it needs
+    rows.py        the rows that a cell sees
+    material.py    what cells share: corpora and untrained students
+    cell.py        one cell: train, count, `cells/NAME.json`
+    plan.py        the hours
+    summary.py     means, tests, curves, tables; statistics.py what is known about an accuracy
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from pathlib import Path
+from typing import Any
+
+from edgedistill import kit, machine, runs
+from edgedistill.errors import Error, GateError, Stopped, UsageError
+from edgedistill.progress import clock, say
+from edgedistill.study import cell as cell_
+from edgedistill.study.grid import Cell, cells, needs
+from edgedistill.study.material import Material
+from edgedistill.study.plan import Plan
+from edgedistill.study.spec import Study, read
+from edgedistill.study.summary import markdown, summary
+
+__all__ = ["study"]
+
+
+def study(
+    file: str | None = None, *, run: str | None = None, max_hours: float | None = None, dry_run: bool = False,
+    verify: str | None = None, overwrite: bool = False, threads: int | None = None,
+) -> dict[str, Any]:
+    """Runs the cells of a study `file` that are not finished yet, then writes `study.json` and `study.md`; returns the former.
+
+    Everything is in the folder `run` (default: `runs/` and the file's name). A finished cell is `cells/NAME.json` and is never
+    run again; interrupted in any way and called again, the study goes on where it was, with the last checkpoint of the cell
+    that was begun.
+
+    - `max_hours`: ends after so many, with a checkpoint of the cell that is being trained.
+    - `dry_run`: prints the plan with its hours and runs nothing.
+    - `verify`: the JSON of a finished cell, which is run once more and compared; `file` may be left out for the studies in
+      `benchmarks/studies/`. Raises `GateError` where the accuracy is further off than the file's `tolerance`.
+    - `overwrite`: cells made with another configuration, and those that were begun, begin anew.
+
+    A cell that fails does not keep the others from running. Raises `UsageError`, and `Error` where a cell failed.
+    """
+    began = time.monotonic()
+    if max_hours is not None and not max_hours > 0:
+        raise UsageError(f"--max-hours {max_hours:g}: give a number above 0")
+    result = _result(verify) if verify else None
+    spec = read(file or _shipped(result))
+    planned = cells(spec)
+    folder = Path(run or f"runs/{spec.name}")
+    with runs.disk_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    lock = runs.lock(folder / ".lock")
+    try:
+        material = Material(spec, folder)
+        if result:
+            return _verify(spec, material, planned, result, threads or machine.cores())
+        return _run(spec, material, planned, began, max_hours, dry_run, overwrite, threads or machine.cores())
+    finally:
+        lock.close()
+
+
+def _run(spec: Study, material: Material, planned: list[Cell], began: float, max_hours: float | None, dry_run: bool,
+         overwrite: bool, threads: int) -> dict[str, Any]:
+    results, stale = _finished(spec, material, planned, overwrite)
+    begun = {cell.name for cell in planned if (cell_.home(material, cell) / "train" / "manifest.json").is_file()}
+    todo = [cell for cell in planned if cell.name not in results]
+    plan = Plan(spec, material, planned, results)
+    plan.measure(threads)
+    hours = plan.show(begun)
+    if dry_run:
+        return {**machine.origin("study-plan"), "study": spec.name, **hours}
+    failed: dict[str, str] = {}
+    for cell in todo:
+        left = None if max_hours is None else max_hours - (time.monotonic() - began) / 3600
+        if left is not None and left <= 0:
+            break
+        number = f"{len(results) + len(failed) + 1} of {len(planned)}"
+        say(f"study: cell {number}, {cell.name}")
+        try:
+            needed = needs(spec, planned, cell)
+            if missing := [other.name for other in needed.values() if other.name not in results]:
+                raise Error(f"it needs {missing[0]}, which failed")
+            tokens = cell_.trained_tokens(results[needed["budget"].name]) if "budget" in needed else None
+            made = cell_.run(spec, material, cell, tokens=tokens, mentor=needed.get("mentor"), threads=threads, max_hours=left,
+                             overwrite=overwrite and cell.name in stale | begun)
+            cell_.write(_file(material, cell), made)
+        except Stopped as stopped:
+            say(f"study: {cell.name}: {stopped}")
+            break
+        except Error as error:
+            failed[cell.name] = str(error)
+            say(f"study: {cell.name} failed: {error}")
+            continue
+        results[cell.name] = made
+        gc.collect()
+        machine.trim()  # else each training begins with what the one before it left behind
+        say(f"study: cell {number} done: {cell_.told(made)}")
+        if not spec.keep_students:
+            cell_.drop_students(spec, material, planned, results)
+    found = summary(spec, planned, results, failed)
+    runs.write_json(material.folder / "study.json", found)
+    runs.write_text(material.folder / "study.md", markdown(found))
+    say(markdown(found))
+    say(f"study: {len(results)} of {len(planned)} cells done, {clock(time.monotonic() - began)}; tables in "
+        f"{material.folder / 'study.md'}" + ("" if len(results) == len(planned) else "; the same command goes on"))
+    if failed:
+        name, reason = next(iter(failed.items()))
+        raise Error(f"{len(failed)} of {len(planned)} cells failed, first {name}: {reason}. The same command tries them again")
+    return found
+
+
+def _finished(spec: Study, material: Material, planned: list[Cell], overwrite: bool) -> tuple[dict[str, Any], set[str]]:
+    """(finished cells by name, names of those that were made otherwise and are to be made anew)."""
+    results, stale = {}, set()
+    for cell in planned:
+        result = cell_.read(_file(material, cell))
+        if result is None:
+            continue
+        differences = cell_.check(spec, material, cell, result)
+        if not differences:
+            results[cell.name] = result
+        elif overwrite:
+            stale.add(cell.name)
+        else:
+            raise UsageError(f"{_file(material, cell)} was made with another configuration: {'; '.join(differences[:3])}. Give "
+                             "--overwrite to run it again, another --run, or another name to what changed")
+    return results, stale
+
+
+def _verify(spec: Study, material: Material, planned: list[Cell], result: dict[str, Any], threads: int) -> dict[str, Any]:
+    cell = next((cell for cell in planned if cell.name == result["cell"]), None)
+    if cell is None:
+        raise UsageError(f"--verify: {spec.name} has no cell {result['cell']}; give the study file that made it")
+    found = cell_.verify(spec, material, cell, result, needs(spec, planned, cell).get("mentor"), threads)
+    runs.write_json(material.folder / "verify" / f"{cell.name}.json", found)
+    for name, test in found["tests"].items():
+        say(f"verify: {cell.name} on {name}: {100 * test['then']:.1f} % then, {100 * test['now']:.1f} % now; "
+            f"{test['same_predictions']} of {test['n']} answers the same")
+    if not found["verified"]:
+        raise GateError(f"{cell.name} does not repeat within {100 * spec.tolerance:g} points: see "
+                        f"{material.folder / 'verify' / cell.name}.json")
+    return found
+
+
+def _result(verify: str) -> dict[str, Any]:
+    path = Path(verify)
+    result = cell_.load(path)
+    if result is None:
+        raise UsageError(f"--verify {path}: no file of a finished cell, or it is damaged; give one of cells/*.json")
+    return result
+
+
+def _shipped(result: dict[str, Any] | None) -> Path:
+    """The study's file in benchmarks/studies/ of a checkout."""
+    root = kit.checkout()
+    if result and root and (path := root / "benchmarks" / "studies" / f"{result['study']}.toml").is_file():
+        return path
+    raise UsageError("give the study's FILE.toml" + ("" if not result else f" too: {result['study']}.toml is not in "
+                                                     "benchmarks/studies/ here"))
+
+
+def _file(material: Material, cell: Cell) -> Path:
+    return material.folder / "cells" / f"{cell.name}.json"
