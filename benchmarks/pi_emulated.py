@@ -3,9 +3,9 @@
     python benchmarks/pi_emulated.py STUDENT [--rows 50]
 
 STUDENT is a trained student's folder with a task whose built-in rows are asked (the T5 of t5_wordmath.py). For each target:
-the bundle's tokens on three texts against this machine's and the products that fall back to unpacked computing, then the pack
-of its first `rows` built-in test rows: answers as packed, how many are right, memory. At last an `rpi5` bundle on the A72, which
-must be caught. Times under emulation mean nothing and are not read. Writes benchmarks/results/pi-emulated.json.
+the bundle's tokens on three texts against this machine's and the products that fall back to unpacked computing, then the
+pack of its first `rows` built-in test rows: answers as packed, how many are right, memory. At last an `rpi5` bundle on the A72,
+which must be caught. Times under emulation mean nothing and are not read. Writes benchmarks/results/pi-emulated.json.
 """
 
 from __future__ import annotations
@@ -57,7 +57,8 @@ def main() -> None:
 def emulate(what: Path, folder: Path, cpus: tuple[str, ...], *more: str) -> dict[str, Any]:
     """What export/pi/emulate.py found, with its exit code."""
     out = folder / "found.json"
-    done = subprocess.run([sys.executable, str(HERE.parent / "export" / "pi" / "emulate.py"), str(what), "--json", str(out), *more,
+    script = HERE.parent / "export" / "pi" / "emulate.py"
+    done = subprocess.run([sys.executable, str(script), str(what), "--json", str(out), *more,
                            *(word for cpu in cpus for word in ("--cpu", cpu))], stdout=subprocess.PIPE, text=True)
     print(done.stdout, end="", flush=True)
     return {**json.loads(out.read_text()), "exit": done.returncode}
