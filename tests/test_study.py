@@ -459,7 +459,8 @@ def test_each_study_file_can_be_planned_without_a_hub(path: Path) -> None:
 
 def test_there_are_study_files_in_both_sizes() -> None:
     names = {path.stem for path in STUDIES}
-    for name in ("dss-table1", "dss-data-curves", "dss-teachers", "fu-specialize", "lee-kd-reparam", "svamp-folds"):
+    for name in ("dss-table1", "dss-data-curves", "dss-teachers", "fu-specialize", "lee-kd-reparam", "svamp-folds",
+                 "hybrid-ablation"):
         assert {name, f"{name}-cpu"} <= names
 
 
