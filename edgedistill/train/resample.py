@@ -16,7 +16,7 @@ from fractions import Fraction
 from edgedistill.tasks import arithmetic
 from edgedistill.teach.verify import equations, holds
 
-TRIES = 200  # draws for one problem, 30 us each: 72 / 9 stays whole in one of four, 4896 / 72 in one of fifty
+TRIES = 200  # draws for one problem: of numbers like 72 and 9 one pair in four divides, like 4896 and 72 one in forty
 
 # A number that stands alone: not 2nd, mp3, 3:30, 007 or 1.2.3.
 _NUMBER = re.compile(r"((?<![\w:.])(?<!\d,)(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|0|[1-9][0-9]*)(?:\.[0-9]+)?(?!\w|[:.,]\d))")
