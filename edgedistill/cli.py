@@ -108,7 +108,7 @@ def train(
     tiny: Annotated[bool, typer.Option("--tiny", help=f"{defaults.TINY} if the hub or its cache has it, else carve.")] = False,
     run: Run = defaults.RUN,
     method: Annotated[str, typer.Option(help="finetune, seq-kd, step-by-step, single-task, specialize, "
-                                        "logit-kd or reparam.")] = defaults.METHOD,
+                                        "logit-kd, reparam or hybrid.")] = defaults.METHOD,
     task: Annotated[str | None, typer.Option(help="Task card for --data.")] = None,
     data: Annotated[str | None, typer.Option(help="Rows for training without a teacher; their own rationales are used "
                                              "(--column rationale=NAME, stated=NAME for the answers they come to).")] = None,
@@ -122,14 +122,19 @@ def train(
     alpha: Annotated[float, typer.Option(help="step-by-step: weight of the label's loss; logit-kd: of the label itself "
                                          "against the mentor.")] = defaults.ALPHA,
     weighting: Annotated[str, typer.Option(help="A part's loss is a mean by token or by sequence.")] = defaults.WEIGHTING,
-    two_pass: Annotated[bool, typer.Option("--two-pass", help="step-by-step as published: an encoding for each "
+    two_pass: Annotated[bool, typer.Option("--two-pass", help="step-by-step, hybrid: as published: an encoding for each "
                                            "target.")] = False,
-    mutual_information: Annotated[float, typer.Option(help="step-by-step: weight of the term that ties labels and "
+    mutual_information: Annotated[float, typer.Option(help="step-by-step, hybrid: weight of the term that ties labels and "
                                                       "rationales (0.1 in its paper).")] = 0.0,
     match: Annotated[str | None, typer.Option(help="The teacher's texts by sample or by distribution (its soft "
                                               "targets).")] = None,
     formats: Annotated[list[str] | None, typer.Option("--formats", help="specialize: NAME=SHARE, of " + ", ".join(
         defaults.FORMATS) + ".")] = None,
+    resample: Annotated[float | None, typer.Option(help="hybrid: share of draws with fresh numbers, of equations (default "
+                                                   f"{defaults.RESAMPLE:g}).")] = None,
+    rationales: Annotated[bool, typer.Option("--rationales/--no-rationales", help="hybrid: with rationales beside the "
+                                             "labels.")] = True,
+    rounds: Annotated[int, typer.Option(help="hybrid: rounds of self-training on rows without a label.")] = defaults.ROUNDS,
     mentor: Annotated[str | None, typer.Option(help="logit-kd: a larger student's folder, of the same tokenizer.")] = None,
     temperature: Annotated[float, typer.Option(help="logit-kd: of the mentor's distribution.")] = defaults.TEMPERATURE,
     factors: Annotated[int, typer.Option(help="reparam: matrices of the linear chain in each FFN's place, 1 to 3.")
@@ -163,8 +168,9 @@ def train(
 
     _show(verb(student, run=run, tiny=tiny, method=method, task=task, data=data, column=_columns(column), epochs=epochs,
                tokens=tokens, batch_size=batch_size, learning_rate=learning_rate, alpha=alpha, weighting=weighting,
-               two_pass=two_pass, mutual_information=mutual_information, match=match, formats=_shares(formats), mentor=mentor,
-               temperature=temperature, factors=factors, ood=ood, general=general, optimizer=optimizer, layers=layers,
+               two_pass=two_pass, mutual_information=mutual_information, match=match, formats=_shares(formats),
+               resample=resample, rationales=rationales, rounds=rounds, mentor=mentor, temperature=temperature,
+               factors=factors, ood=ood, general=general, optimizer=optimizer, layers=layers,
                vocabulary=vocabulary, carve_from=carve_from, batch_tokens=batch_tokens,
                gradient_checkpointing=gradient_checkpointing, vram=vram,
                dry_run=dry_run, resume=resume, max_hours=max_hours, report_to=report_to, seed=seed, threads=threads,

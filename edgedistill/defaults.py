@@ -33,6 +33,11 @@ TEMPERATURE = 2.0            # logit-kd: Lee's best for the smaller students are
 # specialize: how often each format is drawn. The paper's mix of micro-batches is 0.60 in-context, 0.38 zero-shot, 0.02
 # answers alone; worked examples cost six times the tokens, so here most questions come without.
 FORMATS = {"zero-shot": 0.75, "in-context": 0.15, "zero-shot-answer": 0.05, "in-context-answer": 0.05}
+# hybrid, each part a switch (benchmarks/studies/hybrid-ablation.toml takes them off in turn)
+RESAMPLE = 0.5               # of the draws of an equation row have fresh numbers
+ROUNDS = 0                   # of self-training; each costs a training more, and only rows without a label gain by it
+SELF_SAMPLES = 8             # answers to a question without a label
+SELF_SHARE = 0.75            # of them that must come to one value
 SHOTS = 4                    # worked examples before a question of specialize, as in the paper
 CHECKPOINT_MINUTES = 15      # a checkpoint at least so often, besides one an epoch
 GENERAL_BYTES = 65_536       # of a general text whose perplexity is watched

@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 
-from edgedistill.tasks.arithmetic import MAX_CHARACTERS, NotArithmetic, equal, evaluate, normalise, show
+from edgedistill.tasks.arithmetic import MAX_CHARACTERS, NotArithmetic, equal, evaluate, normalise, results, show
 
 VALUES = {
     "42": 42, "( 84.0 / 2.0 )": 42, "(3+4)*2": 14, "3+4*2": 11, "10-4-3": 3, "96/8/2": 6, "2 - -3": 5,
@@ -96,3 +96,9 @@ def test_whole_numbers_are_equal_only_to_themselves():
     assert equal(Fraction(123_456), Fraction(123_456))
     assert not equal(Fraction(123_456), Fraction(123_457))
     assert not equal(Fraction(0), Fraction(1))
+
+
+def test_each_operation_has_its_result_in_the_order_of_calculation():
+    assert results("( ( 24 + 27 ) * 2 ) - 9") == [51, 102, 93]
+    assert results("2 + 3 * 4 / 5") == [12, Fraction(12, 5), Fraction(22, 5)]
+    assert results("-(3 - 5)") == [-2] and results("42") == []

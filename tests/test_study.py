@@ -213,6 +213,18 @@ ood = "{place}/data"
 # What goes wrong
 
 
+def test_rounds_of_self_training_are_within_the_budget(place: Path, tmp_path: Path) -> None:
+    path = write_study(tmp_path, top="labels = [0.5]", methods='[methods.hybrid]\nmethod = "hybrid"\nrounds = 1\n',
+                       data="only = {fold = [0], method = [\"finetune\", \"hybrid\"]}")
+    path.write_text(path.read_text().replace(f'"{tmp_path}/', f'"{place}/'))
+    study(str(path), run=str(tmp_path / "run"), threads=1)
+    base, hybrid = finished(tmp_path / "run").values()
+    assert cell_.trained_tokens(hybrid) == pytest.approx(cell_.trained_tokens(base), rel=0.02)
+    lines = (tmp_path / "run" / "cells" / hybrid["cell"] / "train" / "rounds" / "1" / "pseudo.jsonl").read_text().splitlines()
+    told = {p["id"] for p in hybrid["tests"]["words"]["predictions"]}
+    assert len(lines) == hybrid["train"]["rounds"][0]["asked"] > 8 and not told & {json.loads(line)["id"] for line in lines}
+
+
 @pytest.mark.parametrize("damage", ["cut", "changed"])
 def test_a_damaged_cell_is_set_aside_and_run_again(damage: str, place: Path, again: Path, capsys) -> None:
     path = again / "cells" / "words_tiny_finetune_fold0_seed0.json"
@@ -459,7 +471,8 @@ def test_each_study_file_can_be_planned_without_a_hub(path: Path) -> None:
 
 def test_there_are_study_files_in_both_sizes() -> None:
     names = {path.stem for path in STUDIES}
-    for name in ("dss-table1", "dss-data-curves", "dss-teachers", "fu-specialize", "lee-kd-reparam", "svamp-folds"):
+    for name in ("dss-table1", "dss-data-curves", "dss-teachers", "fu-specialize", "lee-kd-reparam", "svamp-folds",
+                 "hybrid-ablation"):
         assert {name, f"{name}-cpu"} <= names
 
 

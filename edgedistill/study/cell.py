@@ -61,9 +61,9 @@ def write(path: Path, result: dict[str, Any]) -> None:
 
 
 def trained_tokens(result: dict[str, Any]) -> int:
-    """Tokens that went through the model in a finished cell's training."""
-    made = result["train"]
-    return round(made["tokens_per_question"] * made["questions"] * made["epochs"])
+    """Tokens that went through the model in a finished cell's training, rounds of self-training included."""
+    trainings = [result["train"], *result["train"].get("rounds", [])]
+    return round(sum(made["tokens_per_question"] * made["questions"] * made["epochs"] for made in trainings))
 
 
 def run(study: Study, material: Material, cell: Cell, *, tokens: int | None, mentor: Cell | None, threads: int,

@@ -100,7 +100,8 @@ class Plan:
         if budget := needs(self.study, self.planned, cell).get("budget"):
             return self._tokens(budget)
         questions = len(self.material.rows.splits(cell)["train"])
-        return rate["tokens_per_question"] * questions * settings.get("epochs", defaults.EPOCHS) if rate else None
+        trainings = 1 + settings.get("rounds", 0) if cell.labels < 1 else 1
+        return trainings * rate["tokens_per_question"] * questions * settings.get("epochs", defaults.EPOCHS) if rate else None
 
     def _rate(self, cell: Cell) -> dict[str, float] | None:
         """That of cells of its kind, else that of another method with its student (a mentor may not be there yet)."""

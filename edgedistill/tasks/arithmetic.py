@@ -45,8 +45,19 @@ def tokens(text: str) -> list[str]:
 
 def evaluate(text: str) -> Fraction:
     """The exact value of `text`, e.g. `"( 84.0 / 2.0 )"` -> `Fraction(42)`. Raises `NotArithmetic`."""
+    return _evaluate(text, [])
+
+
+def results(text: str) -> list[Fraction]:
+    """What each + - * / of `text` gives, in the order of calculation: `"( 3 + 4 ) * 2"` -> 7, 14. Raises `NotArithmetic`."""
+    found: list[Fraction] = []
+    _evaluate(text, found)
+    return found
+
+
+def _evaluate(text: str, results: list[Fraction]) -> Fraction:
     items = tokens(text)
-    value, rest = _sum(items, 0)
+    value, rest = _sum(items, 0, results)
     if rest != len(items):
         raise NotArithmetic(f"unexpected {items[rest]!r}")
     return value
@@ -71,38 +82,40 @@ def equal(a: Fraction, b: Fraction) -> bool:
     return abs(a - b) <= Fraction(1, 10_000) * max(1, abs(b))
 
 
-# Recursive descent over `items`; each function returns (value, index after what it read). The depth is bounded
-# by MAX_CHARACTERS, far below Python's own limit.
+# Recursive descent over `items`; each function returns (value, index after what it read) and adds what its operators give to
+# `results`. The depth is bounded by MAX_CHARACTERS, far below Python's own limit.
 
 
-def _sum(items: list[str], at: int) -> tuple[Fraction, int]:
-    value, at = _product(items, at)
+def _sum(items: list[str], at: int, results: list[Fraction]) -> tuple[Fraction, int]:
+    value, at = _product(items, at, results)
     while at < len(items) and items[at] in "+-":
         sign = 1 if items[at] == "+" else -1
-        right, at = _product(items, at + 1)
+        right, at = _product(items, at + 1, results)
         value += sign * right
+        results.append(value)
     return value, at
 
 
-def _product(items: list[str], at: int) -> tuple[Fraction, int]:
-    value, at = _atom(items, at)
+def _product(items: list[str], at: int, results: list[Fraction]) -> tuple[Fraction, int]:
+    value, at = _atom(items, at, results)
     while at < len(items) and items[at] in "*/":
         operator = items[at]
-        right, at = _atom(items, at + 1)
+        right, at = _atom(items, at + 1, results)
         if operator == "/" and right == 0:
             raise NotArithmetic("division by zero")
         value = value * right if operator == "*" else value / right
+        results.append(value)
     return value, at
 
 
-def _atom(items: list[str], at: int) -> tuple[Fraction, int]:
+def _atom(items: list[str], at: int, results: list[Fraction]) -> tuple[Fraction, int]:
     if at >= len(items):
         raise NotArithmetic("ends too early")
     if items[at] == "-":
-        value, at = _atom(items, at + 1)
+        value, at = _atom(items, at + 1, results)
         return -value, at
     if items[at] == "(":
-        value, at = _sum(items, at + 1)
+        value, at = _sum(items, at + 1, results)
         if at >= len(items) or items[at] != ")":
             raise NotArithmetic("a parenthesis is not closed")
         return value, at + 1

@@ -23,6 +23,7 @@ def train(
     epochs: float = defaults.EPOCHS, tokens: float | None = None, batch_size: int = defaults.BATCH_SIZE,
     learning_rate: float | None = None, alpha: float = defaults.ALPHA, weighting: str = defaults.WEIGHTING,
     two_pass: bool = False, mutual_information: float = 0.0, match: str | None = None, formats: dict[str, float] | None = None,
+    resample: float | None = None, rationales: bool = True, rounds: int = defaults.ROUNDS,
     mentor: str | None = None, temperature: float = defaults.TEMPERATURE, ood: str | None = None,
     general: str | None = None, optimizer: str | None = None, layers: int | None = None,
     vocabulary: int | None = None, carve_from: str = defaults.TEACHER, factors: int = defaults.FACTORS,
@@ -45,6 +46,8 @@ def train(
       step-by-step, each target with an encoding of its own. `mutual_information` is the weight of Chen et al.'s term.
     - `match`: "distribution" takes the run's soft targets in the place of the teacher's tokens, "sample" does not
       (default: distribution for specialize, where there are any). `formats` are specialize's shares.
+    - For hybrid: `resample` is the share of draws with fresh numbers, of tasks of kind equation; `rationales` may be left
+      out; `rounds` of self-training begin anew with the student's own answers to rows without a label, the `tokens` shared.
     - `mentor`: for logit-kd, a student folder with the same tokenizer; its share is 1 - `alpha`, at `temperature`.
     - `factors`: reparam throws the student's FFNs away, trains a random linear chain of so many matrices in the place of
       each and saves it merged to one. It pays only where an FFN is to go (train/reparam.py).
@@ -61,7 +64,8 @@ def train(
     from edgedistill.teach.source import resolve
     from edgedistill.train.batches import WEIGHTINGS
     from edgedistill.train.fit import Job, fit
-    from edgedistill.train.methods import CHAINS, questions
+    from edgedistill.train.methods import CHAINS, TWO_TASKS, questions
+    from edgedistill.train.selftrain import fit_rounds
 
     numbers = {"--epochs": epochs, "--tokens": tokens, "--learning-rate": learning_rate, "--temperature": temperature,
                "--max-hours": max_hours}
@@ -77,9 +81,15 @@ def train(
     if (method == "logit-kd") != bool(mentor):
         raise UsageError("--method logit-kd needs --mentor FOLDER, a larger trained student" if not mentor else
                          f"--mentor is for --method logit-kd, not for {method}")
-    if mutual_information and (method != "step-by-step" or two_pass):
-        raise UsageError("--mutual-information couples a label with its rationale: it needs --method step-by-step in its "
-                         "shared form, without --two-pass")
+    if mutual_information and (method not in TWO_TASKS or two_pass or not rationales):
+        raise UsageError("--mutual-information couples a label with its rationale: it needs --method step-by-step or hybrid in "
+                         "the shared form, without --two-pass and --no-rationales")
+    if method != "hybrid" and (resample is not None or rounds or not rationales):
+        raise UsageError("--resample, --no-rationales and --rounds are parts of --method hybrid; leave them out or take it")
+    if not 0 <= (resample or 0) <= 1 or not 0 <= rounds <= 10:
+        raise UsageError(f"--resample {resample or 0:g}, --rounds {rounds}: a share is between 0 and 1, rounds are 0 to 10")
+    if rounds and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UsageError("--rounds trains in one process; leave torchrun or --rounds out")
     if factors not in (1, 2, 3):
         raise UsageError(f"--factors {factors}: a linear chain has 1, 2 or 3")
     if ood and method == "reparam":
@@ -90,6 +100,9 @@ def train(
                     or not all(0 <= share < math.inf for share in formats.values()) or sum(formats.values()) <= 0):
         raise UsageError(f"--formats is for --method specialize: NAME=SHARE of {', '.join(defaults.FORMATS)}")
     card, splits, corpus, inputs = _material(run, task, data, column, seed)
+    if resample and card.kind != "equation":
+        raise UsageError(f"--resample {resample:g}: only equations can have other numbers, and labels of {card.name} are of "
+                         f"kind {card.kind}; leave it out")
     soft = Path(run) / "teach" / "soft" if not data and (Path(run) / "teach" / "soft").is_dir() else None
     if match == "distribution" and not soft:
         raise UsageError("--match distribution needs soft targets: run edgedistill teach with --soft-targets K")
@@ -102,11 +115,17 @@ def train(
     for name, folder in (("student", place), ("mentor", mentor or "")):
         if (Path(folder) / "model.safetensors").is_file() and folder:
             inputs[name] = runs.sha256(Path(folder) / "model.safetensors")
-    asked = questions(method, card, splits["train"], corpus, formats)
+
+    def ask(rows: list[Row]) -> list[Any]:
+        return questions(method, card, rows, corpus, formats, rationales)
+
+    rows = splits["train"]
+    asked = ask(rows)
     dev, dev_name = _dev_rows(splits, asked, card)
     if dev_name != "dev":
         held = {row.id for row in dev}
-        asked = questions(method, card, [row for row in splits["train"] if row.id not in held], corpus, formats)
+        rows = [row for row in rows if row.id not in held]
+        asked = ask(rows)
     other = _watched(ood, seed)
     if other:
         inputs["ood"] = rows_.digest(other)
@@ -121,8 +140,11 @@ def train(
                    "from": cut.name}
     elif vocabulary:
         config |= {"vocabulary": vocabulary}
-    if method == "step-by-step":
+    if method in TWO_TASKS:
         config |= {"shared": not two_pass, "mutual_information": mutual_information}
+    if method == "hybrid":
+        share = (defaults.RESAMPLE if resample is None else resample) if card.kind == "equation" else 0.0
+        config |= {"resample": share, "rationales": rationales, "rounds": rounds}
     if method == "specialize":
         config |= {"formats": formats or defaults.FORMATS}
     if corpus and method not in ("finetune", "logit-kd"):
@@ -133,10 +155,11 @@ def train(
         config |= {"mentor": runs.subject_name(mentor), "temperature": temperature}
     job = Job(
         card=card, questions=asked, dev=dev, dev_name=dev_name, place=place, cut=cut, why=why, mentor=mentor,
-        format={"shared": method == "step-by-step" and not two_pass, "chain": method in CHAINS},
+        format={"shared": method in TWO_TASKS and not two_pass, "chain": method in CHAINS},
         soft=soft if distribution else None, ood=other, general=general, learning_rate=learning_rate,
         batch_tokens=batch_tokens, checkpointing=gradient_checkpointing, vram=vram, report_to=report_to or [],
-        resume=resume, threads=threads or max(1, machine.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
+        resume=resume, tokens=tokens,
+        threads=threads or max(1, machine.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))),
         deadline=began + 3600 * (max_hours or math.inf))
     if dry_run:
         return fit(SimpleNamespace(path=None, config=config, inputs=inputs, resumed=False), job)
@@ -145,7 +168,7 @@ def train(
         if stage.finished:
             say(f"train: {stage.path} is finished with this configuration; nothing to do")
             return stage.finished
-        return fit(stage, job)
+        return fit_rounds(stage, job, rows, rounds, ask) if rounds else fit(stage, job)
     finally:
         stage.close()
 

@@ -16,6 +16,7 @@ from torch import Tensor
 from edgedistill.edge.format import PREFIXES
 from edgedistill.train.methods import Question, Target
 from edgedistill.train.packed import mapped
+from edgedistill.train.resample import Template, template
 from edgedistill.train.students import Branch, Encoded, Student
 
 PARTS = tuple(PREFIXES)  # the losses that are weighted against each other
@@ -26,7 +27,8 @@ class Batcher:
     """Steps of an epoch to tensors: `{"indices", "micro": [tensors, ...], "counts" [parts], "cut"}`.
 
     The order of the questions and what is drawn of each follow from seed and epoch alone: any process, and any resume,
-    finds the same. Each of `processes` takes its share of a step's questions.
+    finds the same. Each of `processes` takes its share of a step's questions. With the probability `resample` a question and
+    its targets have fresh numbers, in each epoch others.
 
     Each micro-batch holds what `Student.hidden` wants and for its N target tokens: `targets`, `part`, `unit` (what a token
     weighs against others of its part: 1, or 1 / length of its target under `weighting` "sequence"), `example` (its
@@ -36,10 +38,11 @@ class Batcher:
 
     def __init__(self, student: Student, questions: list[Question], *, batch_tokens: int, batch_size: int = 16,
                  weighting: str = "token", seed: int = 0, soft: dict[tuple[str, int], Any] | None = None,
-                 mentor: Student | None = None, rank: int = 0, processes: int = 1) -> None:
+                 mentor: Student | None = None, resample: float = 0.0, rank: int = 0, processes: int = 1) -> None:
         self.student, self.batch_tokens, self.weighting, self.seed = student, batch_tokens, weighting, seed
         self.batch_size, self.rank, self.processes = batch_size, rank, processes
-        self.epoch = 0
+        self.resample, self.epoch = resample, 0
+        self.templates = [_template(q) if resample else None for q in questions]
         self.ids = [q.id for q in questions]
         self.slots = [[[(t.share, encode(student, q, t, soft)) for t in slot] for slot in q.slots] for q in questions]
         self.mentor = _states(mentor, questions, self.slots, batch_tokens) if mentor else {}
@@ -71,16 +74,29 @@ class Batcher:
         """The rows of these questions in this epoch: of each slot one target, the same on every process and resume."""
         rows = []
         for i in indices:
-            taken = []
-            for n, slot in enumerate(self.slots[i]):
-                rng = random.Random(f"{self.seed}-{self.epoch}-{self.ids[i]}-{n}")
-                taken.append(slot[0][1] if len(slot) == 1 else
-                             rng.choices([row for _, row in slot], [share for share, _ in slot])[0])
+            taken = self._fresh(i) or [slot[self._which(i, n, [share for share, _ in slot])][1]
+                                       for n, slot in enumerate(self.slots[i])]
             if self.student.format.shared:
                 rows.append(Encoded(taken[0].source, tuple(b for row in taken for b in row.branches)))
             else:
                 rows += taken
         return rows
+
+    def _which(self, i: int, n: int, shares: list[float]) -> int:
+        """Which of a slot's targets this epoch has: each in turn, or by their shares where these differ."""
+        if len(set(shares)) == 1:
+            return (random.Random(f"{self.seed}-{self.ids[i]}-{n}").randrange(len(shares)) + self.epoch) % len(shares)
+        return random.Random(f"{self.seed}-{self.epoch}-{self.ids[i]}-{n}").choices(range(len(shares)), shares)[0]
+
+    def _fresh(self, i: int) -> list[Encoded] | None:
+        """The question with fresh numbers, its label and, where one goes with them, a rationale; None where it stays."""
+        rng, made = random.Random(f"resample-{self.seed}-{self.epoch}-{self.ids[i]}"), self.templates[i]
+        drawn = made.draw(rng) if made and rng.random() < self.resample else None
+        if drawn is None:
+            return None
+        told = drawn.rationales
+        targets = [("label", drawn.label), *([("rationale", told[self._which(i, 1, [1.0] * len(told))])] if told else [])]
+        return [self.student.encode(drawn.question, text, part) for part, text in targets]
 
     def cut(self, rows: list[Encoded], tokens: int | None = None) -> list[list[Encoded]]:
         """Rows in order of length, in groups of at most `tokens` (else `batch_tokens`) and of about one size; a longer row
@@ -120,6 +136,11 @@ class Batcher:
         if self.mentor:
             batch["mentor"] = torch.cat([self.mentor[id(branch)] for branch in order])
         return batch
+
+
+def _template(question: Question) -> Template | None:
+    label, *others = question.slots
+    return template(question.text, label[0].text, [target.text for slot in others for target in slot])
 
 
 def encode(student: Student, question: Question, target: Target, soft: dict[tuple[str, int], Any] | None = None) -> Encoded:

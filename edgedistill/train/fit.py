@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from edgedistill.train import trainer as trainer_
 from edgedistill.train.batches import Batcher
 from edgedistill.train.initial import open_student
 from edgedistill.train.methods import Question
+from edgedistill.train.resample import Template
 from edgedistill.train.students import Student
 from edgedistill.train.watch import evaluations
 
@@ -53,6 +55,8 @@ class Job:
     resume: bool
     threads: int
     deadline: float
+    tokens: float | None = None
+    rounds: list[dict[str, Any]] = field(default_factory=list)  # of self-training, before this one
 
 
 def fit(stage: Any, job: Job) -> dict[str, Any]:
@@ -84,7 +88,8 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
         raise UsageError(f"--batch-size {config['batch_size']} cannot be shared by {processes} processes; take a multiple")
     batcher = Batcher(student, job.questions, batch_tokens=job.batch_tokens or defaults.BATCH_TOKENS["cuda" if cuda else "cpu"],
                       batch_size=config["batch_size"], weighting=config["weighting"], seed=config["seed"], soft=soft,
-                      mentor=mentor, rank=int(os.environ.get("RANK", "0")), processes=processes)
+                      mentor=mentor, resample=config.get("resample", 0.0), rank=int(os.environ.get("RANK", "0")),
+                      processes=processes)
     loss = trainer_.Loss(
         alpha=config["alpha"], distribution=bool(soft), mutual_information=config.get("mutual_information", 0.0),
         mentor_share=1 - config["alpha"] if mentor else 0.0, temperature=config.get("temperature", 1.0))
@@ -96,7 +101,7 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     if rate is None:
         rate = defaults.ADAFACTOR_RATE if plan.optimizer == "adafactor" else defaults.LEARNING_RATE[student.family]
     tokens = batcher.tokens()
-    epochs = config["tokens"] / (tokens * len(job.questions)) if config.get("tokens") else config["epochs"]
+    epochs = job.tokens / (tokens * len(job.questions)) if job.tokens else config["epochs"]
     steps = max(1, round(batcher.steps * epochs))
     folder = (stage.path or Path(tempfile.mkdtemp())) / "checkpoints"
     args = trainer_.arguments(folder, epochs=epochs, batch_size=config["batch_size"] // processes,
@@ -121,6 +126,11 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     if config["method"] == "reparam":
         say(f"  FFNs      thrown away; in the place of each a random linear chain of {config['factors']}, merged to one matrix "
             "after training")
+    fresh = [made for made in batcher.templates if made]
+    told = sum(bool(made.rationales) for made in fresh)
+    if batcher.resample:
+        say(f"  numbers   fresh ones for {batcher.resample:.0%} of the draws of {len(fresh)} questions, {told} of them with a "
+            f"rationale{_example(fresh)}")
     for line in lint.lines():
         say(line)
     say(f"  steps     {steps} of {config['batch_size']} questions ({epochs:.3g} epochs), "
@@ -176,6 +186,8 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
         "tokens_per_s": round(float(seen) / seconds),
         "peak_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6, 1) if cuda else machine.peak_rss_mb(),
         "dev": measured, "before": before, "best_dev_accuracy": best["accuracy"], "losses": losses,
+        **({"resampled": {"share": batcher.resample, "questions": len(fresh), "with_rationale": told}} if fresh else {}),
+        **({"rounds": job.rounds} if job.rounds else {}),
         "lint": lint.to_dict(), "seconds": stage.seconds()}
     if config["method"] == "reparam":
         reparam.merge(student.model)
@@ -193,6 +205,13 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     say(f"train: {trainer.state.global_step} steps in {clock(result['seconds'])}, best dev accuracy "
         f"{100 * best['accuracy']:.1f} %; student in {stage.path / 'student'}")
     return result
+
+
+def _example(fresh: list[Template]) -> str:
+    for made in fresh:
+        if drawn := made.draw(random.Random(0)):
+            return f": {''.join(made.question)!r} is then {drawn.question!r}, {drawn.label!r}"
+    return ""
 
 
 def _before(stage: Any, trainer: Any) -> dict[str, float]:

@@ -9,6 +9,7 @@
 | specialize | as single-task or the answer alone, with worked examples before the question or without (Fu et al.) | - |
 | logit-kd | as step-by-step's, with the mentor's distribution beside it | - |
 | reparam | as step-by-step's (what differs is the model) | - |
+| hybrid | as step-by-step's, with fresh numbers (resample.py) or of the student's own (selftrain.py) | as step-by-step's |
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from edgedistill.tasks.data import Row
 from edgedistill.tasks.metrics import majority
 from edgedistill.tasks.task import Task
 
-METHODS = ("finetune", "seq-kd", "step-by-step", "single-task", "specialize", "logit-kd", "reparam")
+METHODS = ("finetune", "seq-kd", "step-by-step", "single-task", "specialize", "logit-kd", "reparam", "hybrid")
+TWO_TASKS = ("step-by-step", "hybrid")  # label and rationale by a prefix each
 CHAINS = ("single-task", "specialize")  # the student writes its reasons before its answer
 GOLD_ONLY = ("finetune", "logit-kd", "reparam")  # no corpus is needed where the rows have labels
 FORMATS = ("zero-shot", "zero-shot-answer", "in-context", "in-context-answer")
@@ -58,14 +60,15 @@ class Question:
 
 
 def questions(method: str, task: Task, rows: list[Row], corpus: list[dict[str, Any]],
-              shares: dict[str, float] | None = None) -> list[Question]:
-    """The training questions of `method`, in the rows' order; `shares` of FORMATS are for specialize.
+              shares: dict[str, float] | None = None, rationales: bool = True) -> list[Question]:
+    """The training questions of `method`, in the rows' order; `shares` of FORMATS are for specialize, hybrid may go without
+    `rationales`.
 
     Raises `UsageError` when none has a target.
     """
     if method not in METHODS:
         raise UsageError(f"--method {method}: known methods are {', '.join(METHODS)}")
-    if method not in GOLD_ONLY and not corpus:
+    if method not in (*GOLD_ONLY, "hybrid") and not corpus:
         raise UsageError(f"--method {method} needs a teacher's corpus: run edgedistill teach first, or train with "
                          "--method finetune")
     taught: dict[str, list[dict[str, Any]]] = defaultdict(list)
@@ -82,7 +85,7 @@ def questions(method: str, task: Task, rows: list[Row], corpus: list[dict[str, A
             continue
         trusted = _trusted(task, row, taught[row.id], label) if method not in (*GOLD_ONLY, "seq-kd") else []
         slots: tuple[tuple[Target, ...], ...] = ((Target("label", label),),)
-        if method == "step-by-step" and trusted:
+        if method in TWO_TASKS and trusted and rationales:
             slots += (tuple(Target("rationale", text, sample) for sample, text in trusted),)
         elif method in CHAINS:
             answer = f"{task.answer_lead} {label}"

@@ -109,15 +109,16 @@ class Student(ABC):
 
     @torch.no_grad()
     def generate(self, texts: list[str], part: str = "label", batch_size: int = 32,
-                 max_new_tokens: int | None = None) -> list[list[int]]:
-        """Greedy continuations as token ids without EOS and padding, one list a text."""
+                 max_new_tokens: int | None = None, samples: int = 1, temperature: float = 0.0) -> list[list[int]]:
+        """Continuations as token ids without EOS and padding: greedy ones, one list a text; at a `temperature` above 0 drawn
+        by torch's random state, `samples` of each text in a row."""
         training = self.model.training
         self.model.eval()
         opening = self.format.opening(self.rust, part)
         out: list[list[int]] = []
         for at in range(0, len(texts), batch_size):
             sources = [self.format.encode_source(self.rust, text, part) for text in texts[at:at + batch_size]]
-            out += self._greedy(sources, opening, max_new_tokens or self.format.max_new_tokens(part))
+            out += self._continued(sources, opening, max_new_tokens or self.format.max_new_tokens(part), samples, temperature)
         self.model.train(training)
         return out
 
@@ -138,7 +139,8 @@ class Student(ABC):
             encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
 
-    def _greedy(self, sources: list[list[int]], opening: list[int], limit: int) -> list[list[int]]:
+    def _continued(self, sources: list[list[int]], opening: list[int], limit: int, samples: int,
+                   temperature: float) -> list[list[int]]:
         eos, pad, device = self.format.eos_id, self.format.pad_id, self.model.device
         left = self.family == "decoder"  # a decoder's continuation must follow its source directly
         if left:
@@ -146,8 +148,10 @@ class Student(ABC):
         ids = _pad(sources, pad, left).to(device)
         mask = _pad([[1] * len(source) for source in sources], 0, left).to(device)
         begun = {} if left else {"decoder_input_ids": torch.tensor([opening] * len(sources), device=device)}
-        out = self.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=limit, do_sample=False, num_beams=1,
-                                  use_cache=True, eos_token_id=eos, pad_token_id=pad, **begun)
+        how = ({"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "num_return_sequences": samples}
+               if temperature else {"do_sample": False})
+        out = self.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=limit, num_beams=1, use_cache=True,
+                                  eos_token_id=eos, pad_token_id=pad, **how, **begun)
         texts = []
         for row in out[:, ids.shape[1] if left else len(opening):].tolist():
             texts.append(row[: row.index(eos)] if eos in row else row)

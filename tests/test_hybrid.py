@@ -1,0 +1,268 @@
+"""The hybrid method: fresh numbers while training, rationales in turn, labels of the student's own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_students
+import torch
+
+from edgedistill import defaults, runs
+from edgedistill.errors import Stopped, UsageError
+from edgedistill.tasks.data import Row
+from edgedistill.train import selftrain, train
+from edgedistill.train.batches import Batcher
+from edgedistill.train.methods import Question, questions
+from edgedistill.train.students import load
+
+ROWS = [Row("a", "Tom has 13 apples and buys 42 more. How many has he?", "( 13 + 42 )"),
+        Row("b", "5 of 9 birds fly away. How many stay?", "( 9 - 5 )"),
+        Row("c", "Two boys share 8 pears. How many has each?", "( 8 / 2 )")]
+CORPUS = [{"id": "a", "sample": n, "answer": "( 13 + 42 )", "rationale": text, "verdict": "verified"} for n, text in enumerate((
+    "13 and 42 more are 13 + 42 = 55.", "He has 55 of them.", "Thirteen and 42 are 55."))]
+
+
+def asked(method: str = "hybrid", rationales: bool = True) -> list[Question]:
+    return questions(method, tiny_students.TASK, ROWS, CORPUS, rationales=rationales)
+
+
+def texts(batcher: Batcher, i: int, epoch: int) -> tuple[str, list[str]]:
+    """(question, targets) that are drawn of the question."""
+    batcher.epoch = epoch
+    student = batcher.student
+    row = batcher.draw([i])[0]
+    return (student.rust.decode(row.source).strip(), [student.rust.decode(b.target) for b in row.branches])
+
+
+def batcher_of(resample: float, method: str = "hybrid", seed: int = 0, made: list[Question] | None = None) -> Batcher:
+    student = tiny_students.decoder()  # its pieces spell any text
+    student.set_task(tiny_students.TASK, shared=True)
+    return Batcher(student, made or asked(method), batch_tokens=10_000, seed=seed, resample=resample)
+
+
+def test_with_all_parts_off_it_is_step_by_step() -> None:
+    ours, theirs = batcher_of(0.0), batcher_of(0.0, "step-by-step")
+    for epoch in range(4):
+        ours.epoch = theirs.epoch = epoch
+        (mine,), (other,) = ours([0, 1, 2])["micro"], theirs([0, 1, 2])["micro"]
+        assert mine.keys() == other.keys()
+        assert all(torch.equal(mine[name], other[name]) for name in mine if isinstance(mine[name], torch.Tensor))
+    assert [q.slots for q in asked(rationales=False)] == [q.slots for q in questions("finetune", tiny_students.TASK, ROWS, [])]
+
+
+def test_each_epoch_has_other_numbers_and_the_same_ones_again_on_a_resume() -> None:
+    batcher = batcher_of(1.0)
+    found = [texts(batcher, 0, epoch) for epoch in range(12)]
+    assert found == [texts(batcher_of(1.0), 0, epoch) for epoch in range(12)]  # whatever was drawn before
+    assert len({question for question, _ in found}) == 12
+    assert [question for question, _ in found] != [texts(batcher_of(1.0, seed=1), 0, epoch)[0] for epoch in range(12)]
+    for question, (label, rationale) in found:
+        a, b = (part for part in question.replace("?", "").split() if part.isdigit())
+        assert label == f"( {a} + {b} )" and str(int(a) + int(b)) in rationale and "Thirteen" not in rationale
+    left = [texts(batcher, 2, epoch) for epoch in range(9)]  # where "two" may be the number
+    assert left == 9 * [texts(batcher_of(0.0), 2, 0)]
+
+
+def test_its_share_of_the_draws_is_fresh() -> None:
+    batcher, before = batcher_of(0.25), texts(batcher_of(0.0), 1, 0)
+    fresh = sum(texts(batcher, 1, epoch) != before for epoch in range(400)) / 400
+    assert 0.25 - 0.07 < fresh < 0.25 + 0.07  # three standard deviations, and a twelfth of the draws is what it was
+
+
+def test_rationales_are_drawn_in_turn() -> None:
+    batcher = batcher_of(0.0)
+    told = [texts(batcher, 0, epoch)[1][1] for epoch in range(6)]
+    assert told[:3] == told[3:] and set(told) == {entry["rationale"] for entry in CORPUS}
+    fresh = [texts(batcher_of(1.0), 0, epoch)[1][1].startswith("He has") for epoch in range(6)]
+    assert fresh in ([True, False] * 3, [False, True] * 3)  # of the two that can have other numbers
+    alone = questions("hybrid", tiny_students.TASK, ROWS, CORPUS[2:])
+    assert [len(texts(batcher_of(share, made=alone), 0, 0)[1]) for share in (0.0, 1.0)] == [2, 1]  # fresh: the label only
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> str:
+    tiny_students.t5().save(tmp_path / "tiny-t5", {}, "# card\n")
+    return str(tmp_path / "tiny-t5")
+
+
+def half_labelled(run: Path, n: int = 36) -> Path:
+    """A taught run in which every second training row has no label, and none of those a teacher's answer."""
+    tiny_students.taught_run(run, n)
+    rows = [json.loads(line) for line in (run / "teach" / "data" / "train.jsonl").read_text().splitlines()]
+    for i, row in enumerate(rows):
+        row["label"] = row["label"] if i % 2 else None
+    (run / "teach" / "data" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    without = {row["id"] for row in rows if row["label"] is None}
+    corpus = (run / "teach" / "corpus.jsonl").read_text().splitlines()
+    (run / "teach" / "corpus.jsonl").write_text("".join(x + "\n" for x in corpus if json.loads(x)["id"] not in without))
+    return run
+
+
+def without_label(run: Path) -> list[dict]:
+    rows = [json.loads(line) for line in (run / "teach" / "data" / "train.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["label"] is None]
+
+
+def agree(monkeypatch) -> None:
+    """Makes the tiny student, which knows nothing, answer the questions: most with one voice, the last ones without."""
+    def generate(self, asked_, part="label", batch_size=32, max_new_tokens=None, samples=1, temperature=0.0):
+        if samples == 1:
+            return real(self, asked_, part, batch_size, max_new_tokens)
+        assert temperature == defaults.VOTE_TEMP
+        seen.extend(asked_)
+        said = ["( 2 + 1 )", "( 1 + 2 )", "( 1 + 2 )", "3", "nothing", "( 5 + 5 )", "( 3 + 0 )", "( 3 + 0 ) + 0"]
+        unsure = ["( 9 - 1 )"] * 5 + ["nothing"] * 3
+        return [self.format.encode_target(self.rust, text, "label")[:-1] for n, _ in enumerate(asked_)
+                for text in (said if n % 3 else unsure)]
+
+    from edgedistill.train.students import T5Student
+
+    seen: list[str] = []
+    real = T5Student.generate
+    monkeypatch.setattr(T5Student, "generate", generate)
+    monkeypatch.setattr(selftrain, "CHUNK", 6)
+    agree.seen = seen
+
+
+def test_only_training_rows_without_a_label_are_asked_and_a_clear_majority_trains(folder: str, tmp_path: Path,
+                                                                                 monkeypatch, capsys) -> None:
+    run = half_labelled(tmp_path / "run")
+    agree(monkeypatch)
+    result = train(folder, run=str(run), method="hybrid", rounds=1, epochs=1, batch_size=8)
+    asked_ = without_label(run)
+    assert sorted(agree.seen) == sorted(row["input"] for row in asked_) and len(asked_) == 18
+    held = {json.loads(line)["input"] for name in ("dev",) for line in
+            (run / "teach" / "data" / f"{name}.jsonl").read_text().splitlines()}
+    assert not held & set(agree.seen)
+    entries = [json.loads(line) for line in (run / "train" / "rounds" / "1" / "pseudo.jsonl").read_text().splitlines()]
+    assert [entry["id"] for entry in entries] == [row["id"] for row in asked_]
+    sure, unsure = entries[1], entries[0]
+    assert (sure["answer"], sure["value"], sure["votes"], sure["share"], sure["taken"]) == (
+        "( 1 + 2 )", "3", {"3": 6, "10": 1}, 0.75, True)
+    assert (unsure["value"], unsure["share"], unsure["taken"]) == ("8", 0.625, False)
+    assert {"round", "student", "seed", "temperature", "samples", "input"} <= set(sure)
+    (told,) = result["rounds"]
+    assert (told["asked"], told["taken"], told["questions"]) == (18, 12, 18) and result["questions"] == 18 + 12
+    assert not (run / "train" / "rounds" / "1" / "student").exists()
+    assert "12 of 18 questions have a label by 75% of 8 answers" in capsys.readouterr().err
+
+
+def test_the_last_round_begins_again_from_the_untrained_student(folder: str, tmp_path: Path) -> None:
+    # Without one agreed answer the last training is that of no rounds, to the bit.
+    for name, settings in (("none", {}), ("one", {"rounds": 1})):
+        train(folder, run=str(half_labelled(tmp_path / name)), method="hybrid", epochs=1, batch_size=8, threads=1, **settings)
+    weights = [(tmp_path / name / "train" / "student" / "model.safetensors").read_bytes() for name in ("none", "one")]
+    assert runs.read_json(tmp_path / "one" / "train" / "result.json")["rounds"][0]["taken"] == 0
+    assert weights[0] == weights[1]
+
+
+def test_rounds_share_the_tokens(folder: str, tmp_path: Path, monkeypatch) -> None:
+    agree(monkeypatch)
+    result = train(folder, run=str(half_labelled(tmp_path / "run")), method="hybrid", rounds=1, tokens=4000, batch_size=8)
+    spent = [made["tokens_per_question"] * made["questions"] * made["epochs"] for made in (result, *result["rounds"])]
+    assert spent == pytest.approx([2000, 2000], rel=0.01)
+
+
+def test_rows_that_all_have_labels_make_no_rounds(folder: str, tmp_path: Path, capsys) -> None:
+    result = train(folder, run=str(tiny_students.taught_run(tmp_path / "run", 24)), method="hybrid", rounds=2, epochs=1)
+    assert "rounds" not in result and "nothing to train itself on" in capsys.readouterr().err
+    assert result["resampled"]["questions"] > 12 and result["method"] == "hybrid"
+
+
+def test_a_round_that_is_stopped_goes_on_with_the_votes_that_were_counted(folder: str, tmp_path: Path, monkeypatch) -> None:
+    run = half_labelled(tmp_path / "run")
+    agree(monkeypatch)
+    settings = dict(run=str(run), method="hybrid", rounds=1, epochs=1, batch_size=8)
+    real, calls = selftrain.votes, []
+
+    def once(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise Stopped("the time is over")
+        return real(*args)
+
+    monkeypatch.setattr(selftrain, "votes", once)
+    with pytest.raises(Stopped):
+        train(folder, **settings)
+    journal = run / "train" / "rounds" / "1" / "pseudo.jsonl"
+    kept = journal.read_bytes()
+    assert kept.count(b"\n") == 6 and runs.finished(run / "train" / "rounds", "1")
+    journal.write_bytes(kept + b'{"id": "half')
+    train(folder, **settings)
+    assert len(calls) == 1 + 1 + 2 and journal.read_bytes().startswith(kept) and journal.read_bytes().count(b"\n") == 18
+
+
+def test_samples_differ_and_are_the_same_again() -> None:
+    student = tiny_students.t5()
+    question = [row.input for row in ROWS[:2]]
+
+    def sampled() -> list[list[int]]:
+        torch.manual_seed(3)
+        return student.generate(question, samples=4, temperature=1.0, max_new_tokens=6)
+
+    found = sampled()
+    assert len(found) == 8 and len({tuple(ids) for ids in found}) > 4 and found == sampled()
+    greedy = student.generate(question, max_new_tokens=6)
+    torch.manual_seed(0)
+    assert student.generate(question, samples=2, temperature=1e-4, max_new_tokens=6) == [greedy[0]] * 2 + [greedy[1]] * 2
+
+
+def test_a_killed_hybrid_resumes_to_the_same_weights(folder: str, tmp_path: Path, monkeypatch, capsys) -> None:
+    straight, killed = (half_labelled(tmp_path / name, 48) for name in ("straight", "killed"))
+    settings = dict(method="hybrid", rounds=1, resample=0.7, mutual_information=0.1, epochs=4, batch_size=8,
+                    learning_rate=0.003, threads=1)
+    code = (f"import edgedistill.defaults as d; d.CHECKPOINT_MINUTES = 0\nfrom edgedistill.train import train\n"
+            f"train({folder!r}, run={str(killed)!r}, **{settings!r})")
+    for stage in ("train/rounds/1", "train"):  # killed in the middle of an epoch, of the round and then of the last training
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        folders = (killed / stage / "checkpoints").glob
+        while not any(int(p.parent.name.split("-")[1]) > 3 for p in folders("checkpoint-*/sums.json")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()  # SIGKILL
+        process.wait()
+    train(folder, run=str(killed), **settings)
+    assert "resumed from checkpoint-" in capsys.readouterr().err
+    monkeypatch.setattr(defaults, "CHECKPOINT_MINUTES", 0)
+    train(folder, run=str(straight), **settings)
+    for file in ("train/student/model.safetensors", "train/rounds/1/pseudo.jsonl"):
+        assert (killed / file).read_bytes() == (straight / file).read_bytes(), file
+
+
+def test_the_plan_tells_how_many_questions_can_have_fresh_numbers(folder: str, tmp_path: Path, capsys) -> None:
+    train(folder, run=str(tiny_students.taught_run(tmp_path / "run")), method="hybrid", dry_run=True, batch_size=8)
+    told = capsys.readouterr().err
+    assert "numbers   fresh ones for 50% of the draws of " in told and " of them with a rationale: '" in told
+
+
+def test_it_learns_without_a_teacher_and_without_rationales(folder: str, tmp_path: Path) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"input": q.text, "label": q.label}) + "\n" for q in tiny_students.problems(24)))
+    result = train(folder, run=str(tmp_path / "run"), data=str(rows), method="hybrid", rationales=False, resample=1.0, epochs=2,
+                   batch_size=8)
+    assert result["with_rationale"] == 0 and "rationale_loss" not in result["losses"][-1]
+    assert load(tmp_path / "run" / "train" / "student").format.shared
+
+
+def test_bad_settings_are_one_line_errors(tmp_path: Path) -> None:
+    run = str(tiny_students.taught_run(tmp_path / "run"))
+    choices = tmp_path / "rows.jsonl"
+    choices.write_text("".join(json.dumps({"input": f"Is {i} more than 3?", "label": "yes"}) + "\n" for i in range(12)))
+    for settings, message in [
+        ({"resample": 1.5}, "--resample 1.5, .*between 0 and 1"), ({"rounds": -1}, "rounds are 0 to 10"),
+        ({"method": "step-by-step", "resample": 0.5}, "are parts of --method hybrid"),
+        ({"method": "finetune", "rounds": 1}, "are parts of --method hybrid"),
+        ({"method": "step-by-step", "rationales": False}, "are parts of --method hybrid"),
+        ({"mutual_information": 0.1, "rationales": False}, "without --two-pass and --no-rationales"),
+        ({"resample": 0.5, "data": str(choices), "task": "strategyqa", "run": str(tmp_path / "other")},
+         "only equations can have other numbers"),
+    ]:
+        with pytest.raises(UsageError, match=message) as caught:
+            train(**{"run": run, "method": "hybrid", **settings})
+        assert "\n" not in str(caught.value)
