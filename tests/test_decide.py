@@ -115,7 +115,7 @@ def test_samples_vote_from_one_reading_of_the_question(family: str, tmp_path: Pa
         edge.graphs.state.rewind()
         assert edge._decode(limit).ids == greedy
     first, again, other = (edge.answer(QUESTION, vote=5, seed=seed) for seed in (1, 1, 2))
-    assert first == again and 0 < first.votes <= 1 and first != other
+    assert first == again and 0 < first.votes == first.confidence <= 1 and first != other
     assert decide.follow((0, ""), first.text) is not None or first.value is not None
 
 

@@ -27,7 +27,8 @@ class Answer:
     """`value` is None where the text states no answer, or less confidently than asked for.
 
     `confidence` is the share of right answers to expect where the bundle was calibrated on dev rows, else the probability
-    that the model gave to the text, or to the choice among the choices. `votes` is the share of samples for the value.
+    that the model gave to the text, or to the choice among the choices. `votes` is the share of samples for the value, and
+    then the confidence.
     """
 
     text: str
@@ -97,8 +98,8 @@ class Student:
         rationale = found.rationale
         if explain and rationale is None:
             rationale = self.generate(text, part="rationale").text
-        with _broken():  # a forged manifest may say anything here
-            confidence = decide.calibrated(found.confidence, self.manifest.get("calibration"))
+        with _broken():  # a forged manifest may say anything here; it is of greedy answers: votes are taken as they are
+            confidence = found.votes or decide.calibrated(found.confidence, self.manifest.get("calibration"))
         return replace(found, confidence=confidence, rationale=rationale if explain else None,
                        value=found.value if confidence >= abstain else None)
 
