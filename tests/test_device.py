@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import tiny_students
 
 from edgedistill import cards
 from edgedistill.cards import Target
-from edgedistill.edge import Student
+from edgedistill.edge import Student, pages
 from edgedistill.errors import UsageError
 from edgedistill.evaluate import evaluate
 from edgedistill.export import write
@@ -76,6 +77,23 @@ def test_answers_are_the_same_each_time_and_whatever_came_before(bundle: Path) -
     texts = [row["input"] for row in wordmath.generate("test", 5)]
     first = [student.generate(text).ids for text in texts]
     assert [student.generate(text).ids for text in reversed(texts)] == first[::-1]
+
+
+def test_weights_are_moved_to_huge_pages_where_there_are_some(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mode = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not mode.is_file() or "[never]" in mode.read_text():
+        pytest.skip("this system has no transparent huge pages")
+    code = ("import numpy, re; from pathlib import Path; from edgedistill.edge import pages\n"
+            "def huge(): return int(re.search(r'AnonHugePages:\\s+(\\d+)', Path('/proc/self/smaps_rollup').read_text())[1])\n"
+            "weights = numpy.arange(8 << 20, dtype=numpy.int32); before = huge(); pages.gather()\n"
+            "print(huge() - before, bool((weights == numpy.arange(8 << 20)).all()))")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
+                          env={**os.environ, "NUMPY_MADVISE_HUGEPAGE": "0"})  # else numpy has asked for them already
+    moved, same = done.stdout.split()
+    kernel = tuple(int(part) for part in platform.release().split(".")[:2])
+    assert same == "True" and (int(moved) >= 16_000 or kernel < (6, 1))  # kB of 32 MB
+    monkeypatch.setattr(pages, "_COLLAPSE", 9999)  # what such a kernel does with it: refuse
+    assert Student.load(bundle).generate("Ann has 3 pens.").ids == Student.load(bundle).generate("Ann has 3 pens.").ids
 
 
 def test_eval_counts_like_the_task_and_compares_pairwise(bundle: Path, rows: Path, tmp_path: Path) -> None:

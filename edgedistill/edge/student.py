@@ -14,7 +14,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from edgedistill import defaults
-from edgedistill.edge import bundle, decide
+from edgedistill.edge import bundle, decide, pages
 from edgedistill.edge.format import Format
 from edgedistill.edge.graphs import open_graphs
 from edgedistill.errors import Error, UsageError
@@ -75,7 +75,9 @@ class Student:
         manifest = bundle.read(folder)
         try:
             tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-            return cls(manifest, tokenizer, open_graphs(folder, manifest["graph"], threads or manifest["threads"]))
+            made = cls(manifest, tokenizer, open_graphs(folder, manifest["graph"], threads or manifest["threads"]))
+            pages.gather()
+            return made
         except UsageError:
             raise
         except Exception as error:  # onnxruntime and tokenizers raise kinds of their own
