@@ -215,7 +215,7 @@ def write(text: str) -> str:
     """The README's text with the figures of today's result files between its markers."""
     for name, make in (("demo", demo), ("svamp", svamp), ("teach", teach), ("train", train), ("methods", methods),
                        ("edge", edge), ("trust", trust), ("board", board)):
-        text = re.sub(rf"(<!-- {name} -->\n).*?(\n<!-- end -->)", lambda m, make=make: m[1] + make() + m[2], text,
+        text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text,
                       flags=re.DOTALL)
     return text
 
