@@ -90,6 +90,13 @@ def test_llama_cpp_and_torch_give_the_students_own_tokens(student: Path, tmp_pat
         assert same >= 0.75, found
 
 
+def test_llama_cpp_runs_here_whatever_the_peers_interpreter(bundles: dict[str, Path], student: Path) -> None:
+    """The environment of the peers need not have what one of our own extras brings."""
+    result = bench(str(bundles["int8"]), run="r", threads=[1], n=1, input_tokens=8, output_tokens=2, student=str(student),
+                   against=["llama.cpp"], peers_python="/no/such/python")
+    assert [entry["name"] for entry in result["results"]] == ["edge int8", "llama.cpp Q8_0", "llama.cpp Q4_0"]
+
+
 def test_forced_lengths_are_exact(bundles: dict[str, Path]) -> None:
     result = bench(str(bundles["int8"]), run="r", threads=[1, 2], input_tokens=24, output_tokens=5, n=6)
     assert [(e["threads"], e["input_tokens"], e["output_tokens"]) for e in result["results"]] == [(1, 24, 5), (2, 24, 5)]

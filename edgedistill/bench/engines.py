@@ -25,6 +25,7 @@ class Engine(ABC):
     """What a worker opens and asks. `bytes` and `read_by_a_token` are known once it is open."""
 
     packages: tuple[str, ...] = ()  # that its interpreter must have
+    own = False  # one of our extras brings them: it runs here where they are installed, whatever the peers' interpreter
     precision = ""
     bytes = 0
     read_by_a_token: int | None = None  # bytes of weights that one more token reads
@@ -263,6 +264,7 @@ class LlamaCpp(Peer):
     """llama.cpp with the student as a GGUF file, in Q8_0 or Q4_0. Decoder-only students."""
 
     packages = ("llama_cpp", "gguf", "safetensors")
+    own = True
 
     def __init__(self, job: dict[str, Any]) -> None:
         super().__init__(job)

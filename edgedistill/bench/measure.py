@@ -17,6 +17,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from edgedistill.bench.compare import SITTINGS, compare, in_turns
+from edgedistill.bench.engines import ENGINES, missing
 from edgedistill.bench.health import Energy, Health
 from edgedistill.bench.probe import Product
 from edgedistill.bench.process import Inline, Process
@@ -125,7 +126,7 @@ class Turns:
                 place = made / name.replace(" ", "-")
                 place.mkdir()
                 job |= {"made": str(place)}
-                with Process(name, {**job, "prepare": True}, python) as maker:
+                with Process(name, {**job, "prepare": True}, *self._python(job)) as maker:
                     job |= maker.opened
         self.sittings: list[dict[str, list[dict[str, Any]]]] = []  # answers by engine, round by round
         self.opened: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
@@ -150,7 +151,9 @@ class Turns:
         progress.close()
 
     def _python(self, job: dict[str, Any]) -> list[str]:
-        return [self.python] if "student" in job else []
+        """The interpreter of a peer; none for what runs by this one."""
+        here = ENGINES[job["engine"]].own and not missing(job["engine"])
+        return [self.python] if "student" in job and not here else []
 
     def _sitting(self, rounds: range, seconds: float | None, progress: Progress) -> None:
         with ExitStack() as stack:
