@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnxruntime
 import pytest
 import tiny_students
 
@@ -94,6 +95,14 @@ def test_weights_are_moved_to_huge_pages_where_there_are_some(bundle: Path, monk
     assert same == "True" and (int(moved) >= 16_000 or kernel < (6, 1))  # kB of 32 MB
     monkeypatch.setattr(pages, "_COLLAPSE", 9999)  # what such a kernel does with it: refuse
     assert Student.load(bundle).generate("Ann has 3 pens.").ids == Student.load(bundle).generate("Ann has 3 pens.").ids
+
+
+def test_a_t5_is_refused_by_an_onnxruntime_that_computes_it_wrongly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tiny_students.t5(), tmp_path / "t5", "int8", cards.load(Target, "portable"))
+    assert Student.load(tmp_path / "t5").generate("Ann has 3 pens.").ids is not None
+    monkeypatch.setattr(onnxruntime, "__version__", "1.30.0")
+    with pytest.raises(UsageError, match=r"onnxruntime 1.30.0 computes T5 bundles wrongly; run: pip install 'onnxruntime>=1.31'"):
+        Student.load(tmp_path / "t5")
 
 
 def test_eval_counts_like_the_task_and_compares_pairwise(bundle: Path, rows: Path, tmp_path: Path) -> None:

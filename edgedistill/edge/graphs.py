@@ -19,10 +19,15 @@ QUIET = 3  # onnxruntime's severity "error"
 # and between requests a device wants its cores back. The encoder's keep awake during its one run and stop with it, or they
 # would be in the decoder's way (benchmarks/LOG.md).
 _STEP_SPIN_US, _RUN_SPIN_US = "50", "1000"
+# DecoderMaskedMultiHeadAttention crashes or gives other tokens in 1.23.2, 1.24.4, 1.26 and 1.28 to 1.30; not in 1.31.1, 1.32.
+_T5_FROM = (1, 31)
 
 
 def open_graphs(folder: Path, graph: dict[str, Any], threads: int) -> Decoder | EncoderDecoder | Optimum:
-    """The runner for a manifest's `graph` entry."""
+    """The runner for a manifest's `graph` entry. Raises `UsageError` where this onnxruntime would compute it wrongly."""
+    if graph["kind"] == "t5" and tuple(map(int, ort.__version__.split(".")[:2])) < _T5_FROM:
+        raise UsageError(f"onnxruntime {ort.__version__} computes T5 bundles wrongly; run: pip install "
+                         f"'onnxruntime>={'.'.join(map(str, _T5_FROM))}'")
     kinds = {"decoder": Decoder, "t5": EncoderDecoder, "optimum": Optimum}
     if graph["kind"] not in kinds:
         raise UsageError(f"a bundle of kind {graph['kind']!r} needs a newer edgedistill; known: {', '.join(kinds)}")
