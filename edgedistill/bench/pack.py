@@ -37,7 +37,7 @@ if sys.version_info < (3, 11):
 try:
     import numpy, onnxruntime, tokenizers
 except ImportError as error:
-    sys.exit("error: %s; run: python3 -m pip install numpy onnxruntime tokenizers" % error)
+    sys.exit("error: %s; run: python3 -m pip install numpy 'onnxruntime>=1.31' tokenizers" % error)
 from edgedistill.bench.pack import main
 sys.exit(main(sys.argv[0], sys.argv[1:]))
 """
