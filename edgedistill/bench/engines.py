@@ -353,14 +353,14 @@ class LanguageModel(Engine):
         self.bytes = source.path.stat().st_size
 
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
-        from edgedistill.teach.asker import Ask
-        from edgedistill.teach.completion import Sampling
+        from edgedistill.teach.completion import Request, Sampling
         from edgedistill.teach.verify import judge
 
-        row = self.rows[request["row"]["id"]]
-        if (row.id, False) in self.asker.too_long:
+        row, asker = self.rows[request["row"]["id"]], self.asker
+        if (row.id, False) in asker.too_long:
             return {"text": "", "tokens_in": 0, "tokens_out": 0}
-        done = next(iter(self.asker.ask([Ask(row, row, (0,))], Sampling())))
+        done = next(asker.engine.generate([Request(row, asker.tokens(row), (0,))], Sampling(),
+                                          request.get("limit") or self.card.max_new_tokens, asker.prompter.stop(asker.form)))
         judged = judge(self.card, row, done.text, done.finish)
         return {"text": judged["answer"] if judged["value"] is not None else "", "tokens_in": done.prompt_tokens,
                 "tokens_out": done.generated_tokens}
