@@ -20,5 +20,5 @@ def test_the_demo_runs_the_whole_chain_in_small(tmp_path: Path, monkeypatch: pyt
     assert {"teacher_accuracy", "student_accuracy", "bytes", "token_agreement", "latency", "stages"} <= set(result)
     run = tmp_path / "runs" / "demo"
     assert read_json(run / "demo.json") == result
-    assert (run / "report" / "index.html").stat().st_size > 20_000
+    assert (run / "report" / "index.html").stat().st_size > 10_000
     assert {p.name for p in run.iterdir()} == {"teach", "train", "export", "eval", "bench", "report", "demo.json"}

@@ -11,10 +11,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 import bundle_fuzz
 
 
-@pytest.mark.parametrize("family", ["t5", "decoder"])
-def test_forged_bundles_are_refused_or_answer(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("family", "precision"), [("t5", "int8"), ("decoder", "int4")])
+def test_forged_bundles_are_refused_or_answer(family: str, precision: str, tmp_path: Path) -> None:
     # 2,000 of them: benchmarks/bundle_fuzz.py.
-    original = bundle_fuzz.make(family, tmp_path / "original")
+    original = bundle_fuzz.make(family, precision, tmp_path / "original")
     outcomes = set()
     for case in range(40):
         folder = tmp_path / f"case-{case}"

@@ -666,16 +666,14 @@ def test_rows_of_one_class_are_trained_and_said(folder: str, tmp_path: Path, cap
     result = train(folder, data=str(tmp_path / "rows.jsonl"), run=str(tmp_path / "run"), task="strategyqa", method="finetune",
                    epochs=1, batch_size=8)
     assert result["steps"] > 0 and result["losses"][-1]["label_loss"] > 0
-    said = capsys.readouterr().err
-    assert "labels    all are 'yes'" in said and "warning" not in said
+    assert "labels    all are 'yes'" in capsys.readouterr().err
 
 
-def test_two_tasks_without_any_rationale_name_the_column(folder: str, tmp_path: Path, capsys) -> None:
+def test_two_tasks_without_any_rationale_name_the_column(folder: str, tmp_path: Path) -> None:
     rows = [{"id": str(i), "input": f"What is {i} and 1?", "label": f"( {i} + 1 )", "why": "add"} for i in range(24)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    train(folder, data=str(tmp_path / "rows.jsonl"), run=str(tmp_path / "run"), task="svamp", method="step-by-step", epochs=1,
-          batch_size=8)
-    assert "no row has a rationale to learn: --column rationale=NAME" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="needs rationales: .*--column rationale=NAME"):
+        train(folder, data=str(tmp_path / "rows.jsonl"), run=str(tmp_path / "run"), task="svamp", method="step-by-step")
 
 
 def test_without_hub_and_cache_tiny_takes_the_carved_student() -> None:

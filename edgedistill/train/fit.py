@@ -25,7 +25,7 @@ from edgedistill.train import memory, reparam
 from edgedistill.train import trainer as trainer_
 from edgedistill.train.batches import Batcher
 from edgedistill.train.initial import open_student
-from edgedistill.train.methods import TWO_TASKS, Question
+from edgedistill.train.methods import Question
 from edgedistill.train.resample import Template
 from edgedistill.train.students import Student
 from edgedistill.train.watch import evaluations
@@ -120,9 +120,6 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     say(f"  student   {job.why}: {student.parameters() / 1e6:.1f} M parameters, {len(student.tokenizer)} pieces")
     say(f"  method    {config['method']} on {len(job.questions)} questions, {with_rationale} with a rationale; "
         f"dev: {len(job.dev)} rows ({job.dev_name})")
-    if config["method"] in TWO_TASKS and not with_rationale:
-        say("  warning   no row has a rationale to learn: --column rationale=NAME says which column of --data holds them, and "
-            "edgedistill teach writes them")
     labels = {q.label for q in job.questions}
     if len(labels) == 1 and len(job.questions) > 1:
         say(f"  labels    all are {str(next(iter(labels)))[:40]!r}: the student will learn to say that, whatever it is asked")

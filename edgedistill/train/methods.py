@@ -69,8 +69,8 @@ def questions(method: str, task: Task, rows: list[Row], corpus: list[dict[str, A
     if method not in METHODS:
         raise UsageError(f"--method {method}: known methods are {', '.join(METHODS)}")
     if method not in (*GOLD_ONLY, "hybrid") and not corpus:
-        raise UsageError(f"--method {method} needs a teacher's corpus: run edgedistill teach first, or train with "
-                         "--method finetune")
+        raise UsageError(f"--method {method} needs rationales: run edgedistill teach first, name the column of --data that "
+                         "holds them (--column rationale=NAME), or train with --method finetune")
     taught: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for entry in corpus:
         taught[entry["id"]].append(entry)
