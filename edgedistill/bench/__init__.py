@@ -74,7 +74,7 @@ def bench(
     result = {**machine.origin("bench"), "subject": subject, "task": card.name if card else None,
               "command": shlex.join(["edgedistill", "bench", *("BUNDLE" for _ in folders), *words]), "files": files, **measured}
     parts = [subject, f"{input_tokens or 'own'}-{output_tokens or 'own'}", f"t{'-'.join(map(str, counts))}",
-             *(["vs-" + "-".join(Path(name).stem for name in against)] if against else [])]
+             *(["vs-" + "-".join(Path(name).name.removesuffix(".gguf") for name in against)] if against else [])]
     file = Path(run) / "bench" / ("_".join(parts) + ".json")
     with runs.disk_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
