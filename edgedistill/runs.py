@@ -137,7 +137,7 @@ class Stage:
 
     def _clear(self) -> None:
         for child in self._children():
-            shutil.rmtree(child) if child.is_dir() else child.unlink()
+            shutil.rmtree(child) if child.is_dir() and not child.is_symlink() else child.unlink()
 
     def _children(self) -> list[Path]:
         """What is in the folder, but for the lock and for other stages (`export/optimum` in `export`)."""
@@ -169,7 +169,7 @@ def _manifest(path: Path) -> dict[str, Any] | None:
 def subject_name(place: str | Path) -> str:
     """A subject's name for results, without a path: the run's folder for what lies in one, else the last part."""
     path = Path(place).resolve()
-    for stage, folder in (("export", "bundle"), ("export", "optimum"), ("train", "student")):
+    for stage, folder in (("export", "bundle"), ("export", "optimum"), ("train", "student"), ("train", "student-ood")):
         if path.name == folder and path.parent.name == stage:
             return f"{path.parents[1].name}-{folder}"
     return path.stem if path.suffix == ".gguf" else path.name

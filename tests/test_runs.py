@@ -317,3 +317,12 @@ def test_missing_package_is_reported_with_the_pip_line():
     ("runs/svamp/export/optimum", "svamp-optimum")])
 def test_subjects_are_named_without_a_path(place, name):
     assert runs.subject_name(place) == name
+
+
+def test_overwriting_a_stage_removes_a_link_and_not_what_it_leads_to(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "file").write_text("x")
+    runs.Stage(tmp_path / "run", "teach", {"a": 1}, {}).close()
+    (tmp_path / "run" / "teach" / "soft").symlink_to(tmp_path / "kept", target_is_directory=True)
+    runs.Stage(tmp_path / "run", "teach", {"a": 2}, {}, overwrite=True).close()
+    assert not (tmp_path / "run" / "teach" / "soft").exists() and (tmp_path / "kept" / "file").read_text() == "x"

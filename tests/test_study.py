@@ -339,6 +339,21 @@ def test_another_configuration_is_named_and_never_mixed(place: Path, again: Path
             lock.close()
 
 
+def test_what_hangs_on_a_cell_that_is_made_anew_is_made_anew_too(place: Path, tmp_path: Path, monkeypatch) -> None:
+    """The others' budget is what finetune was trained: with another one they are not finished any more."""
+    shutil.copytree(place / "run", tmp_path / "run", symlinks=True)
+    path = write_study(place, methods="").read_text().replace('method = "finetune"', 'method = "finetune"\nepochs = 1')
+    (tmp_path / "small.toml").write_text(path)
+    with pytest.raises(UsageError, match="epochs is 2.0 there, 1.0 asked.*--overwrite"):
+        study(str(tmp_path / "small.toml"), run=str(tmp_path / "run"), threads=1)
+    study(str(tmp_path / "small.toml"), run=str(tmp_path / "run"), threads=1, overwrite=True)
+    budgets = {cell["tokens"] for name, cell in finished(tmp_path / "run").items() if "step-by-step" in name}
+    trained = {cell_.trained_tokens(cell) for name, cell in finished(tmp_path / "run").items() if "finetune" in name}
+    assert budgets == trained and len(list((tmp_path / "run" / "cells").glob("*.replaced"))) == 4
+    monkeypatch.setattr(cell_, "train", None)
+    study(str(tmp_path / "small.toml"), run=str(tmp_path / "run"), threads=1)  # without the flag nothing is left to do
+
+
 def test_verify_runs_a_cell_again_and_says_when_it_is_off(place: Path, tmp_path: Path) -> None:
     path = place / "run" / "cells" / "words_tiny_step-by-step_given_fold0_seed0.json"
     found = study(str(place / "small.toml"), run=str(tmp_path / "run"), verify=str(path), threads=1)
@@ -507,6 +522,11 @@ def test_the_small_studies_find_their_rows(path: Path, tmp_path: Path) -> None:
     ('title = "small"', 'title = "small"\npapers = ["dss"]', "papers.toml: no such study file"),
     ('title = "small"', 'title = "small"\nlabels = [2]', "labels has 2: a share"),
     ('title = "small"', 'title = "small', "not valid TOML"),
+    ('title = "small"', 'title = "small"\nseeds = [-1]', "seeds has -1: give whole numbers from 0"),
+    ("[students.tiny]", "[students.tiny]\nonly = {teacher = ['gven']}", "tiny.only.teacher: there is no 'gven' in the study"),
+    ("[students.tiny]", "[data.words.test]\nsource = 'x'\n[students.tiny]", "has its own splits; leave out its dev and test"),
+    ('budget = "finetune"', 'budget = "kd"\n[methods.kd]\nmethod = "logit-kd"\nmentor = {method = "finetune", student = "tiny"}',
+     "would have to be trained before itself"),
     ('method = "step-by-step"', 'method = "logit-kd"', "logit-kd, and no other method, has mentor"),
 ])
 def test_a_wrong_key_or_value_is_one_line(old: str, new: str, message: str, tmp_path: Path) -> None:
@@ -559,6 +579,28 @@ method = "finetune"
                                                                           'only = {fold = [1]}')))
 
 
+def test_a_mentor_has_seen_no_label_that_its_cell_has_not(tmp_path: Path) -> None:
+    text = """
+title = "t"
+labels = [0.0, 1.0]
+[data.a]
+task = "wordmath"
+source = "none"
+[students.s]
+student = "none"
+[teachers.t.a]
+column = {rationale = "why"}
+[methods.finetune]
+method = "finetune"
+[methods.kd]
+method = "logit-kd"
+mentor = {method = "finetune", student = "s"}
+"""
+    with pytest.raises(UsageError, match="a_s_kd_t_0-of-labels_seed0 needs the cell of finetune with s on the same rows"):
+        cells(spec_of(tmp_path, text))
+    assert len(cells(spec_of(tmp_path, text + "only = {labels = [1.0]}"))) == 2
+
+
 # What the cells say together
 
 
@@ -601,6 +643,15 @@ def test_best_is_bold_only_where_it_is_better_than_the_next(tmp_path: Path) -> N
     assert against[0] is None and [a["baseline"] for a in against[1:]] == ["base", "base"]
     assert [a["p_holm"] for a in against[1:]] == holm([a["p"] for a in against[1:]])
     assert [bar["difference"] for bar in found["bars"][0]["bars"]] == [None, against[1]["difference"], against[2]["difference"]]
+
+
+def test_rows_of_another_set_are_counted_for_every_fold(tmp_path: Path) -> None:
+    spec = methods_spec(tmp_path, "base")
+    made = made_up(spec, {"base": 0.5}, 20)
+    for fold, result in enumerate(made.values()):  # right on all rows of the other set in one fold, on none in the other
+        result["tests"]["b"] = {"predictions": [{"id": str(i), "correct": fold == 0} for i in range(10)]}
+    entry = next(e for e in summary(spec, cells(spec), made, {})["entries"] if e["test"] == "b")
+    assert (entry["n"], entry["accuracy"], sorted(entry["replicas"])) == (20, 0.5, [0.0, 1.0])
 
 
 def test_a_screening_on_one_fold_is_compared_there_and_takes_no_mark(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import gc
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def study(
     result = _result(verify) if verify else None
     spec = read(file or _shipped(result))
     planned = cells(spec)
-    folder = Path(run or f"runs/{spec.name}")
+    beside = Path(verify).resolve().parents[1] if verify and Path(verify).resolve().parent.name == "cells" else None
+    folder = Path(run or beside or f"runs/{spec.name}")
     with runs.disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     lock = runs.lock(folder / ".lock")
@@ -68,7 +70,7 @@ def study(
 
 def _run(spec: Study, material: Material, planned: list[Cell], began: float, max_hours: float | None, dry_run: bool,
          overwrite: bool, threads: int) -> dict[str, Any]:
-    results, stale = _finished(spec, material, planned, overwrite)
+    results = _finished(spec, material, planned, overwrite, dry_run)
     begun = {cell.name for cell in planned if (cell_.home(material, cell) / "train" / "manifest.json").is_file()}
     todo = [cell for cell in planned if cell.name not in results]
     plan = Plan(spec, material, planned, results)
@@ -88,9 +90,8 @@ def _run(spec: Study, material: Material, planned: list[Cell], began: float, max
             if missing := [other.name for other in needed.values() if other.name not in results]:
                 raise Error(f"it needs {missing[0]}, which failed")
             tokens = cell_.trained_tokens(results[needed["budget"].name]) if "budget" in needed else None
-            made = cell_.run(spec, material, cell, tokens=tokens, mentor=needed.get("mentor"), threads=threads, max_hours=left,
-                             overwrite=overwrite and cell.name in stale | begun)
-            cell_.write(_file(material, cell), made)
+            made = cell_.run(spec, material, cell, tokens=tokens, mentor=needed.get("mentor"), threads=threads, max_hours=left)
+            cell_.write(cell_.file(material, cell), made)
         except Stopped as stopped:
             say(f"study: {cell.name}: {stopped}")
             break
@@ -109,29 +110,42 @@ def _run(spec: Study, material: Material, planned: list[Cell], began: float, max
     runs.write_text(material.folder / "study.md", markdown(found))
     say(markdown(found))
     say(f"study: {len(results)} of {len(planned)} cells done, {clock(time.monotonic() - began)}; tables in "
-        f"{material.folder / 'study.md'}" + ("" if len(results) == len(planned) else "; the same command goes on"))
+        f"{material.folder / 'study.md'}" + ("" if len(results) == len(planned) else "; the same command "
+                                               f"{'without --overwrite ' * overwrite}goes on"))
     if failed:
         name, reason = next(iter(failed.items()))
         raise Error(f"{len(failed)} of {len(planned)} cells failed, first {name}: {reason}. The same command tries them again")
     return found
 
 
-def _finished(spec: Study, material: Material, planned: list[Cell], overwrite: bool) -> tuple[dict[str, Any], set[str]]:
-    """(finished cells by name, names of those that were made otherwise and are to be made anew)."""
-    results, stale = {}, set()
+def _finished(spec: Study, material: Material, planned: list[Cell], overwrite: bool,
+              dry_run: bool) -> dict[str, dict[str, Any]]:
+    """Finished cells by name. Those that were made otherwise, or with a mentor or budget that is made anew, are set aside, and
+    what was begun is removed, if that is asked for: at once, so that later calls go on with what this one makes."""
+    results: dict[str, dict[str, Any]] = {}
+    stale: set[Cell] = set()
     for cell in planned:
-        result = cell_.read(_file(material, cell))
+        file = cell_.file(material, cell)
+        result = cell_.read(file)
         if result is None:
             continue
-        differences = cell_.check(spec, material, cell, result)
+        needed = needs(spec, planned, cell)
+        differences = cell_.check(spec, material, cell, result, **{
+            role: results.get(other.name) for role, other in needed.items()})
+        differences += [f"its {role} {other.name} is made anew" for role, other in needed.items() if other in stale]
         if not differences:
             results[cell.name] = result
         elif overwrite:
-            stale.add(cell.name)
+            stale.add(cell)
         else:
-            raise UsageError(f"{_file(material, cell)} was made with another configuration: {'; '.join(differences[:3])}. Give "
-                             "--overwrite to run it again, another --run, or another name to what changed")
-    return results, stale
+            raise UsageError(f"{file} was made with another configuration: {'; '.join(differences[:3])}. Give --overwrite to "
+                             "run it again, another --run, or another name to what changed")
+    for cell in planned if overwrite and not dry_run else ():
+        if cell.name not in results and (train := cell_.home(material, cell) / "train").is_dir():
+            shutil.rmtree(train)
+        if cell in stale:
+            cell_.file(material, cell).replace(cell_.file(material, cell).with_suffix(".replaced"))
+    return results
 
 
 def _verify(spec: Study, material: Material, planned: list[Cell], result: dict[str, Any], threads: int) -> dict[str, Any]:
@@ -165,6 +179,3 @@ def _shipped(result: dict[str, Any] | None) -> Path:
     raise UsageError("give the study's FILE.toml" + ("" if not result else f" too: {result['study']}.toml is not in "
                                                      "benchmarks/studies/ here"))
 
-
-def _file(material: Material, cell: Cell) -> Path:
-    return material.folder / "cells" / f"{cell.name}.json"

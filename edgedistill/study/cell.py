@@ -18,7 +18,7 @@ from edgedistill.study.material import Material, link
 from edgedistill.study.spec import Study, place
 from edgedistill.train import train
 
-_KEYS = {"cell", "config", "inputs", "tokens", "train", "tests", "seconds"}
+_KEYS = {"cell", "config", "inputs", "tokens", "train", "tests", "seconds", "mentor"}
 
 
 def config(study: Study, cell: Cell) -> dict[str, Any]:
@@ -66,8 +66,14 @@ def trained_tokens(result: dict[str, Any]) -> int:
     return round(sum(made["tokens_per_question"] * made["questions"] * made["epochs"] for made in trainings))
 
 
+def outcome(result: dict[str, Any] | None) -> str | None:
+    """sha256 of what a finished cell's student answered and how long it was trained: the same for one that was repeated."""
+    return result and _digest({"tokens": trained_tokens(result), "texts": {
+        name: [prediction["text"] for prediction in test["predictions"]] for name, test in result["tests"].items()}})
+
+
 def run(study: Study, material: Material, cell: Cell, *, tokens: int | None, mentor: Cell | None, threads: int,
-        max_hours: float | None = None, overwrite: bool = False, folder: Path | None = None) -> dict[str, Any]:
+        max_hours: float | None = None, folder: Path | None = None) -> dict[str, Any]:
     """Trains and counts the cell in `folder`, where an interrupted one goes on; returns its result, not yet written.
 
     Raises `Stopped` when `max_hours` are over, `UsageError` and `Error`.
@@ -81,7 +87,7 @@ def run(study: Study, material: Material, cell: Cell, *, tokens: int | None, men
     keywords = _keywords(study, material, cell, tokens, mentor)
     student = folder / "train" / "student"
     gone = runs.finished(folder, "train") and not student.is_dir()  # it was not kept
-    made = train(run=str(folder), threads=threads, max_hours=max_hours, overwrite=overwrite or bool(gone), **keywords)
+    made = train(run=str(folder), threads=threads, max_hours=max_hours, overwrite=bool(gone), **keywords)
     start, tests = time.monotonic(), {}
     pool = material.rows.pool(cell.data)
     for name, (data, split, rows) in material.rows.tests(cell).items():
@@ -96,7 +102,8 @@ def run(study: Study, material: Material, cell: Cell, *, tokens: int | None, men
     inputs = {**material.inputs(cell), **{name: digest for name, digest in runs.finished(folder, "train")["inputs"].items()
                                           if name not in ("rows", "corpus")}}
     return {**machine.origin("cell"), "study": study.name, "cell": cell.name, "config": config(study, cell), "inputs": inputs,
-            "tokens": tokens, "threads": threads, "groups": len(set(pool.group.values())) or None,
+            "tokens": tokens, "mentor": outcome(mentor and load(file(material, mentor))),
+            "threads": threads, "groups": len(set(pool.group.values())) or None,
             "seconds": round(made["seconds"] + time.monotonic() - start, 1), "train": made, "tests": tests}
 
 
@@ -118,8 +125,8 @@ def _keywords(study: Study, material: Material, cell: Cell, tokens: int | None, 
     if mentor:
         keywords["mentor"] = str(home(material, mentor) / "train" / "student")
         if not Path(keywords["mentor"]).is_dir():
-            raise Error(f"{cell.name} learns from the student of {mentor.name}, which is not trained yet, or not kept: remove "
-                        f"cells/{mentor.name}.json to have it trained again")
+            raise Error(f"{cell.name} learns from the student of {mentor.name}, which is not trained yet, or was not kept: "
+                        f"give the study keep_students = true and remove cells/{mentor.name}.json to have it trained again")
     return keywords
 
 
@@ -128,11 +135,22 @@ def home(material: Material, cell: Cell) -> Path:
     return material.folder / "cells" / cell.name
 
 
-def check(study: Study, material: Material, cell: Cell, result: dict[str, Any]) -> list[str]:
-    """What the study file now asks otherwise than the cell was made, in words."""
+def file(material: Material, cell: Cell) -> Path:
+    """Where the finished cell is."""
+    return material.folder / "cells" / f"{cell.name}.json"
+
+
+def check(study: Study, material: Material, cell: Cell, result: dict[str, Any], budget: dict[str, Any] | None = None,
+          mentor: dict[str, Any] | None = None) -> list[str]:
+    """What the study file, or a finished cell that this one needed, now asks otherwise than the cell was made, in words."""
     inputs = material.inputs(cell)
-    return runs.differences({"config": result["config"], "inputs": {k: v for k, v in result["inputs"].items() if k in inputs}},
-                            {"config": config(study, cell), "inputs": inputs})
+    found = runs.differences({"config": result["config"], "inputs": {k: v for k, v in result["inputs"].items() if k in inputs}},
+                             {"config": config(study, cell), "inputs": inputs})
+    if budget and trained_tokens(budget) != result["tokens"]:
+        found.append(f"its budget is {result['tokens']} tokens there, {trained_tokens(budget)} now")
+    if mentor and outcome(mentor) != result["mentor"]:
+        found.append(f"its mentor {mentor['cell']} was another one there")
+    return found
 
 
 def verify(study: Study, material: Material, cell: Cell, result: dict[str, Any], mentor: Cell | None,

@@ -53,12 +53,16 @@ def cells(study: Study) -> list[Cell]:
     if not found:
         raise UsageError(f"{study.name}: its only = {{...}} leave no cell")
     ordered: dict[Cell, None] = {}
+    waiting: list[Cell] = []
 
     def add(cell: Cell) -> None:
+        if cell in waiting:
+            raise UsageError(f"{study.name}: {cell.name} would have to be trained before itself: look at budget = and mentor =")
         if cell not in ordered:
+            waiting.append(cell)
             for other in needs(study, found, cell).values():
                 add(other)
-            ordered[cell] = None
+            ordered[waiting.pop()] = None
 
     for cell in found:
         add(cell)
@@ -69,19 +73,22 @@ def needs(study: Study, found: list[Cell], cell: Cell) -> dict[str, Cell]:
     """The cells that `cell` needs: {"budget"} whose trained tokens are its own, {"mentor"} whose student teaches it."""
     wanted = {}
     if study.budget and cell.method != study.budget and "tokens" not in study.settings_of(cell.data, cell.student, cell.method):
-        wanted["budget"] = _beside(found, cell, study.budget, cell.student)
+        wanted["budget"] = _beside(found, cell, study.budget, cell.student, (cell.labels, 1.0))
     mentor = study.methods[cell.method].mentor
     if mentor:
-        wanted["mentor"] = _beside(found, cell, mentor["method"], mentor["student"])
+        wanted["mentor"] = _beside(found, cell, mentor["method"], mentor["student"], (cell.labels,))
     return wanted
 
 
-def _beside(found: list[Cell], cell: Cell, method: str, student: str) -> Cell:
-    """The cell of another method or student on the same rows; where labels are missing and it has none, that with all."""
+def _beside(found: list[Cell], cell: Cell, method: str, student: str, shares: tuple[float, ...]) -> Cell:
+    """The cell of another method or student on the same rows, with the first of these shares of labels that there is.
+
+    A budget is a number of tokens and may come from a cell with all labels; a mentor must not have seen more than its cell.
+    """
     same = [c for c in found if (c.data, c.student, c.method, c.fraction, c.fold, c.seed)
             == (cell.data, student, method, cell.fraction, cell.fold, cell.seed)
             and (c.teacher in (None, cell.teacher) or cell.teacher is None)]
-    for labels in (cell.labels, 1.0):
+    for labels in shares:
         if taken := next((c for c in same if c.labels == labels), None):
             return taken
     raise UsageError(f"{cell.name} needs the cell of {method} with {student} on the same rows, which this study has not; widen "

@@ -22,6 +22,7 @@ from edgedistill.study.spec import Study, place
 from edgedistill.tasks import data as rows_
 from edgedistill.tasks.data import Row
 from edgedistill.tasks.metrics import interval
+from edgedistill.tasks.task import Task
 from edgedistill.teach import read_corpus
 from edgedistill.train.methods import given
 
@@ -58,9 +59,9 @@ class Material:
         """The run folder whose `teach` stage holds the cell's rows and corpus."""
         pool, splits, corpus = self.rows.pool(cell.data, cell.teacher), self.rows.splits(cell), self.corpus(cell)
         path, text = self.folder / "corpora" / _key(cell), _lines(corpus)
-        inputs = _hashes(splits, text)
+        inputs = {**_hashes(splits, text), "card": _card(pool.task)}
         before = runs.finished(path, "teach")
-        stage = runs.Stage(path, "teach", {"data": pool.name, "teacher": cell.teacher, "replica": cell.replica}, inputs,
+        stage = runs.Stage(path, "teach", {"teacher": cell.teacher, "replica": cell.replica}, inputs,
                            overwrite=bool(before) and before["inputs"] != inputs)  # the cells say what it means for them
         try:
             if not stage.finished:
@@ -80,7 +81,8 @@ class Material:
     def inputs(self, cell: Cell) -> dict[str, str]:
         """sha256 of the rows and the corpus that the cell learns from, and of the rows that it is counted on."""
         if _key(cell) not in self._digests:
-            self._digests[_key(cell)] = {**_hashes(self.rows.splits(cell), _lines(self.corpus(cell))), **{
+            self._digests[_key(cell)] = {**_hashes(self.rows.splits(cell), _lines(self.corpus(cell))),
+                                         "card": _card(self.rows.pool(cell.data).task), **{
                 f"test {name}": rows_.digest(rows) for name, (_, _, rows) in self.rows.tests(cell).items()}}
         return self._digests[_key(cell)]
 
@@ -174,7 +176,11 @@ def link(target: Path, at: Path) -> None:
 
 
 def _key(cell: Cell) -> str:
-    return "_".join([cell.data, cell.teacher or "gold", cell.replica])
+    return "_".join([cell.data, cell.teacher or "no_teacher", cell.replica])
+
+
+def _card(task: Task) -> str:
+    return hashlib.sha256(json.dumps(task.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def _lines(corpus: list[dict[str, Any]]) -> str:

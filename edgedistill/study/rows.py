@@ -64,12 +64,9 @@ class Rows:
                       "dev": [everything[i] for n, i in enumerate(rest) if n in held],
                       "test": [everything[i] for i in range(len(everything)) if fold[i] == cell.fold]}
         train = _part(splits["train"], cell.fraction, f"fraction-{cell.seed}")
-        keep = {row.id for split in (train, splits["dev"])
-                for row in _part([r for r in split if r.label is not None], cell.labels, f"labels-{cell.seed}")}
         test = [row for row in splits.get("test", []) if row.label is not None]
-        return {"train": [row if row.id in keep else replace(row, label=None) for row in train],
-                "dev": [row if row.id in keep else replace(row, label=None) for row in splits["dev"]],
-                **({"test": test} if test else {})}
+        return {name: _with_labels(rows, cell.labels, f"labels-{cell.seed}") for name, rows in
+                (("train", train), ("dev", splits["dev"]))} | ({"test": test} if test else {})
 
     def tests(self, cell: Cell) -> dict[str, tuple[str, str, list[Row]]]:
         """{name: (data set, split, labelled rows)} that the trained student is counted on: its own test rows, and others."""
@@ -95,19 +92,20 @@ class Rows:
             name = data
             if "dev" not in splits:
                 splits["train"], splits["dev"] = rows_.hold_out(splits["train"], defaults.DEV_SHARE, defaults.SEED)
-        if not teaching.column:  # what the rows say is then nobody's
+        if not teaching.column:  # what the rows say is then nobody's; a run may have scored what they say
             splits = {split: [replace(row, rationale=None, stated=None) for row in rows] for split, rows in splits.items()}
-        task, ids = cards.load(Task, asked.task), Counter(row.id for rows in splits.values() for row in rows)
+        task = cards.load(Task, asked.task)
         limits = {"train": asked.limit, "test": asked.test_limit}
         for split, rows in splits.items():
             source = getattr(asked, split)
             splits[split] = _labelled(task, rows[: limits.get(split)], bool(source) and source.skip_unreadable)
         if not asked.folds:
             return Pool(name, task, splits, {})
-        if ids.most_common(1)[0][1] > 1:
+        everything = [row for rows in splits.values() for row in rows]
+        ids = Counter(row.id for row in everything)
+        if ids and ids.most_common(1)[0][1] > 1:
             raise UsageError(f"data.{data}: the id {ids.most_common(1)[0][0]!r} is in two splits, which folds would mix; give "
                              "ids that differ")
-        everything = [row for rows in splits.values() for row in rows]
         return Pool(name, task, splits, dict(zip(ids, groups.groups([row.input for row in everything]), strict=True)))
 
     def _rows(self, source: Source, split: str, columns: dict[str, str]) -> list[Row]:
@@ -142,6 +140,12 @@ def _labelled(task: Task, rows: list[Row], skip: bool) -> list[Row]:
     if len(found) < len(rows):
         say(f"study: {len(rows) - len(found)} of {len(rows)} rows are left out, their labels are no {task.kind}")
     return found
+
+
+def _with_labels(rows: list[Row], share: float, salt: str) -> list[Row]:
+    """The rows, of which a share of the labelled ones keep their label."""
+    keep = {row.id for row in _part([row for row in rows if row.label is not None], share, salt)}
+    return [row if row.id in keep else replace(row, label=None) for row in rows]
 
 
 def _part(rows: list[Row], share: float, salt: str) -> list[Row]:

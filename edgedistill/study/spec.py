@@ -78,7 +78,8 @@ class Student:
 
 @dataclass(frozen=True)
 class Teaching:
-    """Where a data set's rationales are: in columns of its own, or in a run folder that `teach` has finished."""
+    """Where a data set's rationales are: in columns of its own, or in a run folder that `teach` has finished, or both where
+    that run scored them."""
 
     column: dict[str, str] = field(default_factory=dict)
     run: str = ""
@@ -158,6 +159,9 @@ def _check(study: Study, where: str) -> None:
         cards.load(Task, data.task)
         if bool(data.source) == bool(data.train):
             raise UsageError(f"{where}: data.{name}: give source = \"...\" or [data.{name}.train], one of them")
+        if data.source and (data.dev or data.test):
+            raise UsageError(f"{where}: data.{name}: source = \"...\" has its own splits; leave out its dev and test, or give "
+                             "train too instead of source")
         if data.folds is not None and data.folds < 2:
             raise UsageError(f"{where}: data.{name}.folds = {data.folds}: give at least 2")
     for name, method in study.methods.items():
@@ -176,18 +180,28 @@ def _check(study: Study, where: str) -> None:
     for name, per_data in study.teachers.items():
         for data, teaching in per_data.items():
             known(f"teachers.{name}", data, study.data)
-            if bool(teaching.column) == bool(teaching.run):
-                raise UsageError(f"{where}: teachers.{name}.{data}: give column = {{...}} or run = \"FOLDER\", one of them")
+            if not (teaching.column or teaching.run):
+                raise UsageError(f"{where}: teachers.{name}.{data}: give column = {{...}} or run = \"FOLDER\" (both where "
+                                 "the run scored what the column says)")
     for key in ("fractions", "labels"):
         for share in getattr(study, key):
             if not (0 < share <= 1 or (key == "labels" and share == 0)):
                 raise UsageError(f"{where}: {key} has {share:g}: a share is above 0 and at most 1")
     if not (study.seeds and study.fractions and study.labels and study.data and study.students and study.methods):
         raise UsageError(f"{where}: seeds, fractions, labels, data, students and methods must not be empty")
+    for seed in study.seeds:
+        if not 0 <= seed < 2**32:
+            raise UsageError(f"{where}: seeds has {seed}: give whole numbers from 0 to {2**32 - 1}")
+    names = {"data": study.data, "student": study.students, "method": study.methods, "teacher": study.teachers,
+             "seed": study.seeds, "fraction": study.fractions, "labels": study.labels,
+             "fold": range(max(data.folds or 1 for data in study.data.values()))}
     for entry in (*study.data.items(), *study.students.items(), *study.methods.items()):
-        for axis in entry[1].only:
+        for axis, allowed in entry[1].only.items():
             if axis not in AXES:
                 raise UsageError(f"{where}: {entry[0]}.only: {cards.unknown('axis', axis, list(AXES))}")
+            for value in allowed:
+                if value not in names[axis]:
+                    raise UsageError(f"{where}: {entry[0]}.only.{axis}: there is no {value!r} in the study")
 
 
 def _papers(path: Path, names: Any) -> list[dict[str, Any]]:

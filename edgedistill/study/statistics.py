@@ -20,11 +20,12 @@ DRAWS = 10_000
 
 @dataclass(frozen=True)
 class Outcomes:
-    """`right` by (seed, row), `group` by row, `replica` (a fold, a seed) by (seed, row)."""
+    """`right` by (trial, row), `group` by row, `replica` (a fold, a seed) by (trial, row). A trial is one answering of the
+    rows: a seed, or a fold and a seed where every fold answers the same."""
 
-    right: dict[tuple[int, str], bool]
+    right: dict[tuple[Any, str], bool]
     group: dict[str, int | str]
-    replica: dict[tuple[int, str], Any]
+    replica: dict[tuple[Any, str], Any]
 
 
 def accuracy(a: Outcomes) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def compare(a: Outcomes, b: Outcomes) -> dict[str, Any] | None:
             "p": float(max(p_mcnemar, p_bootstrap))}
 
 
-def _sums(values: dict[tuple[int, str], float], group: dict[str, int | str]) -> tuple[np.ndarray, np.ndarray]:
+def _sums(values: dict[tuple[Any, str], float], group: dict[str, int | str]) -> tuple[np.ndarray, np.ndarray]:
     """(sums, counts) [seeds, groups] of the values."""
     seeds = {seed: i for i, seed in enumerate(sorted({seed for seed, _ in values}))}
     units: dict[Any, int] = {}

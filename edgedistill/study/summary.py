@@ -73,10 +73,12 @@ def _trained(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _outcomes(done: list[tuple[Cell, dict[str, Any]]], test: str) -> Outcomes:
+    """Every answer. Folds share out a data set's own rows; another set's rows are answered by each of them, as by seeds."""
     found = Outcomes({}, {}, {})
     for cell, result in done:
+        trial = cell.seed if test.removesuffix("-ood") == cell.data else (cell.fold, cell.seed)
         for prediction in result["tests"].get(test, {"predictions": []})["predictions"]:
-            key = cell.seed, prediction["id"]
+            key = trial, prediction["id"]
             found.right[key], found.replica[key] = prediction["correct"], (cell.fold, cell.seed)
             if "group" in prediction:
                 found.group[prediction["id"]] = prediction["group"]

@@ -54,6 +54,7 @@ def fit_rounds(stage: Any, job: Job, rows: list[Row], rounds: int,
             entries = _answered(inner.path, job, unlabelled, stage.config["seed"], n)
         finally:
             inner.close()
+            stage.checkpoint()  # the time of a round counts even if it was stopped
         answers = {entry["id"]: entry["answer"] for entry in entries if entry["taken"]}
         say(f"train: {len(answers)} of {len(unlabelled)} questions have a label by {defaults.SELF_SHARE:.0%} of "
             f"{defaults.SELF_SAMPLES} answers")
