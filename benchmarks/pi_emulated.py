@@ -57,6 +57,7 @@ def main() -> None:
 def emulate(what: Path, folder: Path, cpus: tuple[str, ...], *more: str) -> dict[str, Any]:
     """What export/pi/emulate.py found, with its exit code."""
     out = folder / "found.json"
+    out.unlink(missing_ok=True)
     script = HERE.parent / "export" / "pi" / "emulate.py"
     done = subprocess.run([sys.executable, str(script), str(what), "--json", str(out), *more,
                            *(word for cpu in cpus for word in ("--cpu", cpu))], stdout=subprocess.PIPE, text=True)

@@ -168,8 +168,7 @@ def edge() -> str:
                          + f" | {e['bytes'] / 1e6:.1f} | {e['serving_mb']:.0f} | {e['load_ms']:.0f} |")
         lines.append("")
     lines += ["`ms for 4`: a request with 4 tokens of output. The floor: the bytes of a token's weights, read by as many "
-              "threads in the same rounds. CTranslate2 and optimum convert in the process that is measured: their memory is "
-              "read too small.", ""]
+              "threads in the same rounds. Each engine at the best of its own settings.", ""]
     for path in sorted((RESULTS / "edge-exact").glob("*.json")):
         r = _json(path)
         lines += [f"What quantising costs the `{r['run']}` student on SVAMP's {r['rows']} test rows, target `{r['target']}` "

@@ -264,7 +264,7 @@ def bench(
     student: Annotated[str | None, typer.Option(help="The folder that peers are made from (default: the run's).")] = None,
     peers_python: Annotated[str | None, typer.Option(help="An interpreter that has the peers' packages (default: this "
                                                      "one).")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="End within a minute, with fewer rounds.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="End within a minute, but for slow peers: fewer rounds.")] = False,
     pack: Annotated[str | None, typer.Option(help="Write one file to carry to a device: python3 FILE measures there.")] = None,
     as_json: Json = False,
 ) -> None:

@@ -41,6 +41,8 @@ def evaluate(
         raise UsageError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
     rows = [row for row in splits[split] if row.label is not None][:limit]
     asking = (prompt, exemplars, vote)
+    if any(_is_teacher(each) for each in (place, compare) if each) and not task:
+        card = whole_card(card, run)
     result = count(place, card, rows, name, split, threads, asking)
     other = None
     if compare:
@@ -166,6 +168,10 @@ def _teacher(place: str, card: Task, threads: int, prompt: str | None, exemplars
     return predict, source.name, "gguf"
 
 
+def _is_teacher(place: str) -> bool:
+    return not Path(place).is_dir()
+
+
 def _default_subject(run: str) -> str:
     for stage, folder in (("export", "bundle"), ("train", "student")):
         if runs.finished(run, stage):
@@ -189,6 +195,23 @@ def _task(place: str, run: str, task: str | None) -> Task:
     return Task.from_dict(taught["task"]) if taught else cards.load(Task, defaults.TASK)
 
 
+def whole_card(card: Task, run: str) -> Task:
+    """A bundle's or student's card with what only a teacher is shown: prompts and worked examples, which they leave out.
+
+    From the run that was taught, else the card of that name. Raises `UsageError` where there is neither.
+    """
+    taught = runs.finished(run, "teach")
+    if card.exemplars or card.prompts:
+        return card
+    if taught and taught["task"]["name"] == card.name:
+        return Task.from_dict(taught["task"])
+    try:
+        return cards.load(Task, card.name)
+    except UsageError as error:
+        raise UsageError(f"the task card {card.name} is needed whole, to show a GGUF model its examples: give --run of the run "
+                         "that was taught by it") from error
+
+
 def rows_of(run: str, card: Task, data: str | None, column: dict[str, str] | None,
             seed: int = defaults.SEED) -> tuple[str, dict[str, list[Row]]]:
     """(name, rows by split) of `data`; by default those that the run was taught from, else the card's."""
@@ -208,11 +231,9 @@ def rows_of(run: str, card: Task, data: str | None, column: dict[str, str] | Non
 
 def _result_file(run: str, subject: str, data: str, split: str, n: int, other: dict[str, Any] | None) -> Path:
     folder = Path(run) / "eval"
-    subject, against = (name.replace("/", "-").replace(":", "-") for name in (subject, other["other"] if other else ""))
     with runs.disk_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    parts = [subject, data.replace(":", "-").replace("/", "-"), split, str(n), *([f"vs-{against}"] if other else [])]
-    return folder / ("_".join(parts) + ".json")
+    return folder / runs.file_name(subject, data, split, str(n), *([f"vs-{other['other']}"] if other else []))
 
 
 def note_reading(what: str) -> None:

@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -173,6 +174,11 @@ def subject_name(place: str | Path) -> str:
         if path.name == folder and path.parent.name == stage:
             return f"{path.parents[1].name}-{folder}"
     return path.stem if path.suffix == ".gguf" else path.name
+
+
+def file_name(*parts: str) -> str:
+    """A result's file: what it is of, without characters that a path or another system gives a meaning."""
+    return re.sub(r'[/\\:*?"<>|\s]', "-", "_".join(part for part in parts if part)) + ".json"
 
 
 class Journal:

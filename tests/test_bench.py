@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -23,6 +24,7 @@ from edgedistill.cards import Target
 from edgedistill.errors import Error, UsageError
 from edgedistill.export import write
 from edgedistill.tasks import wordmath
+from edgedistill.tasks.data import digest, read_file
 
 KEYS = {"name", "engine", "precision", "threads", "input_tokens", "output_tokens", "n", "p50_ms", "p90_ms", "p95_ms", "p99_ms",
         "first_token_ms", "tokens_per_s", "load_ms", "load_cold_ms", "first_request_ms", "phases", "peak_rss_mb", "pss_mb",
@@ -121,7 +123,32 @@ def test_what_cannot_be_measured_is_one_line(bundles: dict[str, Path], student: 
         bench(one, run="r", data=str(rows), split="test")
     with pytest.raises(UsageError, match="same name"):
         bench([one, one], run="r")
-    assert not Path("r/bench").exists()
+    with pytest.raises(UsageError, match="the lengths are forced, so there are no questions"):
+        bench(one, run="r", data=str(rows), output_tokens=4)
+    assert not list(Path("r").rglob("*.json"))
+
+
+def test_more_output_than_there_is_room_for_is_refused(bundles: dict[str, Path]) -> None:
+    with pytest.raises(UsageError, match="edge int8: it wrote 112 of 400 tokens, for which it has no room; lower"):
+        bench(str(bundles["int8"]), run="r", threads=[1], n=1, input_tokens=24, output_tokens=400)
+
+
+def test_results_of_other_questions_have_files_of_their_own(bundles: dict[str, Path], rows: Path, tmp_path: Path) -> None:
+    one, two = str(bundles["int8"]), str(bundles["int4"])
+    (bundles["int8"] / "notes").mkdir(exist_ok=True)  # a folder beside the bundle's files is nobody's business
+    bench(one, run="r", threads=[1], data=str(rows), n=1)
+    result = bench(one, run="r", threads=[1], data=str(rows), n=2, quick=True)
+    bench([one, two], run="r", threads=[1], data=str(rows), n=1)
+    assert sorted(path.name for path in Path("r/bench").iterdir()) == [
+        "int8_dev-dev-1_t1_n1.json", "int8_dev-dev-2_t1_n2_quick.json", "int8_int4_dev-dev-1_t1_n1.json"]
+    assert result["command"] == "edgedistill bench BUNDLE --data PATH/dev --split dev --threads 1 --n 2 --quick"
+    assert result["data"]["rows_sha256"] == digest(read_file(rows)[:2])
+
+
+def test_a_peers_interpreter_sees_our_package_and_no_other_of_ours() -> None:
+    from edgedistill.bench import process
+
+    assert [path.name for path in process._alone().iterdir()] == ["edgedistill"]
 
 
 def test_an_engine_that_dies_or_lacks_a_package_is_one_line(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,15 +158,19 @@ def test_an_engine_that_dies_or_lacks_a_package_is_one_line(bundles: dict[str, P
         with pytest.raises(Error, match="edge: its process ended with -9"):
             opened.ask({"text": "x"})
     monkeypatch.setattr(engines.Edge, "packages", ("no_such_package",))
-    with pytest.raises(Error, match="no_such_package is not installed in its interpreter"):
+    with pytest.raises(Error, match="no_such_package is not installed in its interpreter; install it there, or name another"):
         Inline("edge", job)
+    monkeypatch.setattr(engines.LanguageModel, "packages", ("no_such_package",))
+    with pytest.raises(Error, match=r"pip install 'edgedistill\[teach\]'"):
+        Inline("model", {**job, "engine": "gguf"})
 
 
 def test_a_language_model_does_the_same_task(bundles: dict[str, Path], rows: Path) -> None:
     result = bench(str(bundles["int8"]), run="r", threads=[1], data=str(rows), n=1, against=["smollm2-135m"])
     model = result["results"][1]
     assert model["name"] == "smollm2-135m" and model["engine"] == "llama.cpp" and model["counted"] == 1
-    assert model["output_tokens"] > 1 and model["settings"]["shared_tokens"] > 10
+    # The card's worked examples, which a bundle's card has not.
+    assert model["output_tokens"] > 1 and model["settings"]["shared_tokens"] > 150
     assert model["first_token_ms"] < 0.8 * model["p50_ms"]  # some 70 tokens
 
 
@@ -234,11 +265,15 @@ def test_clocks_and_heat_are_read_while_it_runs(board: Path) -> None:
 
 def test_energy_is_the_counters_sum_across_their_end_or_not_measured(tmp_path: Path) -> None:
     assert Energy(tmp_path).joules() is None and Energy(tmp_path).source == "not measured"
-    zone = tmp_path / "sys/class/powercap/intel-rapl:0"
-    zone.mkdir(parents=True)
+    zone, whole = (tmp_path / f"sys/class/powercap/intel-rapl:{i}" for i in range(2))
+    for folder, name in ((zone, "package-0"), (whole, "psys")):  # the second counts the first one too
+        folder.mkdir(parents=True)
+        (folder / "name").write_text(f"{name}\n")
+        (folder / "energy_uj").write_text("5000000")
     (zone / "energy_uj").write_text("9000000")
     (zone / "max_energy_range_uj").write_text("10000000")
     energy = Energy(tmp_path)
+    (whole / "energy_uj").write_text("9000000")
     (zone / "energy_uj").write_text("2000000")  # it began anew after 10 J
     assert energy.source == "rapl" and energy.joules() == pytest.approx(3.0)
 
@@ -309,6 +344,30 @@ def test_a_damaged_pack_is_refused_in_one_line(pack: Path, tmp_path: Path, how: 
     if how != "cut off":  # that is no zip file any more: Python itself says so, in its own words
         assert len(done.stderr.strip().splitlines()) == 1 and "copy" in done.stderr
     assert not list(tmp_path.glob("*-result.json"))
+
+
+@pytest.mark.parametrize(("args", "words"), [
+    (["--n", "-5"], "--n -5: give at least 1"), (["--threads", "x"], "--threads x: give counts as 1,2,4"),
+    (["--threads", "0"], "--threads 0: give counts"), (["--out", "nowhere/x.json"], "--out nowhere/x.json cannot be written"),
+    (["--out", "there.json"], "--out there.json exists")])
+def test_a_pack_refuses_wrong_arguments_before_it_measures(pack: Path, tmp_path: Path, args: list[str], words: str) -> None:
+    (tmp_path / "there.json").write_text("mine")
+    done = subprocess.run([sys.executable, str(pack), *args], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2 and words in done.stderr and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert (tmp_path / "there.json").read_text() == "mine"
+
+
+def test_a_pack_that_answers_otherwise_says_so_by_its_exit_code(pack: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(pack) as source:
+        members = {name: source.read(name) for name in source.namelist()}
+    members["work.json"] = json.dumps({**json.loads(members["work.json"]), "golden": ["other"] * 6}).encode()
+    hashes = {name: hashlib.sha256(data).hexdigest() for name, data in members.items() if name != "SHA256.json"}
+    with zipfile.ZipFile(tmp_path / "other.pyz", "w") as sink:
+        for name, data in (members | {"SHA256.json": json.dumps(hashes).encode()}).items():
+            sink.writestr(name, data)
+    done = subprocess.run([sys.executable, "other.pyz", "--n", "1", "--threads", "1", "--inline"], cwd=tmp_path,
+                          capture_output=True, text=True)
+    assert done.returncode == 3 and "0 of 6 answers" in done.stderr, done.stderr
 
 
 def test_a_pack_is_never_overwritten(pack: Path, bundles: dict[str, Path]) -> None:

@@ -525,8 +525,8 @@ def test_the_small_studies_find_their_rows(path: Path, tmp_path: Path) -> None:
     ('title = "small"', 'title = "small"\nseeds = [-1]', "seeds has -1: give whole numbers from 0"),
     ("[students.tiny]", "[students.tiny]\nonly = {teacher = ['gven']}", "tiny.only.teacher: there is no 'gven' in the study"),
     ("[students.tiny]", "[data.words.test]\nsource = 'x'\n[students.tiny]", "has its own splits; leave out its dev and test"),
-    ('budget = "finetune"', 'budget = "kd"\n[methods.kd]\nmethod = "logit-kd"\nmentor = {method = "finetune", student = "tiny"}',
-     "would have to be trained before itself"),
+    ('budget = "finetune"', 'budget = "kd"\n[methods.kd]\nmethod = "logit-kd"\n'
+     'mentor = {method = "finetune", student = "tiny"}', "would have to be trained before itself"),
     ('method = "step-by-step"', 'method = "logit-kd"', "logit-kd, and no other method, has mentor"),
 ])
 def test_a_wrong_key_or_value_is_one_line(old: str, new: str, message: str, tmp_path: Path) -> None:

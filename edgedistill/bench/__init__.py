@@ -35,7 +35,7 @@ def bench(
     built-in text where there are none. `input_tokens` and `output_tokens` force the lengths instead, and nothing is counted.
     `against` names engines (torch, optimum, ctranslate2, llama.cpp), made from `student` (default: the run's) and run by the
     interpreter `peers_python`, or GGUF models that do the same task. `n` rounds after a warm-up (default: each question once,
-    at most `defaults.BENCH_RUNS`; so many of the built-in text). `quick` ends within a minute. `pack` writes one file to
+    at most `defaults.BENCH_RUNS`; so many of the built-in text). `quick` ends within a minute, but for slow peers. `pack` writes one file to
     carry to a device instead, and returns {file, bytes, sha256}. Raises `UsageError`.
     """
     if any(each is not None and each < 1 for each in (n, input_tokens, output_tokens, *(threads or []))):
@@ -50,9 +50,10 @@ def bench(
         raise UsageError("the bundles ask differently (another task or prefix); measure them apart")
     card = Task.from_dict(form.task) if form.task else None
     forced = bool(input_tokens or output_tokens)
-    where, rows = (None, []) if forced or not card else _rows(run, folders[0], card, data, column, split)
-    rows = rows[: n or defaults.BENCH_RUNS]
-    where = where and {**where, "n": len(rows)}
+    if (data or split) and (forced or not card):
+        why = "the lengths are forced" if forced else "the bundle has no task"
+        raise UsageError(f"--data and --split: {why}, so there are no questions to ask; leave them out")
+    where, rows = (None, []) if forced or not card else _rows(run, folders[0], card, data, column, split, n)
     work = Workload.of(card, rows, where) if rows else Workload.text(folders[0], form, input_tokens, output_tokens)
     rounds = n or (len(rows) or defaults.BENCH_RUNS)
     if pack:
@@ -61,26 +62,38 @@ def bench(
         if len(folders) > 1 or against:
             raise UsageError("--pack takes one bundle and no --against")
         return write(Path(pack), folders[0], work, rounds, threads)
-    jobs = ours(folders, manifests) | _peers(against or [], Path(student or f"{run}/train/student"), manifests[0], card, rows)
+    jobs = ours(folders, manifests)
+    jobs |= _peers(against or [], Path(student or f"{run}/train/student"), manifests[0], card, rows, run)
     counts = threads or sorted({1, machine.cores()})
-    measured = measure(jobs, counts, work, rounds, quick=quick, python=peers_python or sys.executable)
     subject = runs.subject_name(folders[0])
-    flags = {"data": where and where["name"], "split": where and where["split"], "input-tokens": input_tokens,
-             "output-tokens": output_tokens, "against": against and ",".join(Path(name).name for name in against),
-             "threads": ",".join(map(str, counts)), "n": rounds}
-    words = [word for flag, value in flags.items() if value for word in (f"--{flag}", str(value))]
+    asked = f"{where['name']}-{where['split']}-{where['n']}" if where else f"{input_tokens or 'text'}-{output_tokens or 'own'}"
+    file = Path(run) / "bench" / runs.file_name(
+        subject, *map(runs.subject_name, folders[1:]), asked, f"t{'-'.join(map(str, counts))}", f"n{rounds}",
+        "vs-" + "-".join(map(_named, against)) if against else "", "quick" * quick)
+    with runs.disk_errors(file):  # now, not after an hour
+        file.parent.mkdir(parents=True, exist_ok=True)
+    measured = measure(jobs, counts, work, rounds, quick=quick, python=peers_python or sys.executable)
+    command = _command(len(folders), {
+        "data": data and where and f"PATH/{where['name']}", "column": column and [f"{a}={b}" for a, b in column.items()],
+        "split": where and where["split"], "input-tokens": input_tokens, "output-tokens": output_tokens,
+        "against": against and ",".join(map(_named, against)), "student": student and "STUDENT",
+        "peers-python": peers_python and "PYTHON", "threads": ",".join(map(str, counts)), "n": rounds, "quick": quick})
     files = {name: {file: entry["sha256"] for file, entry in each["files"].items()}
              for name, each in zip(jobs, manifests, strict=False)}
-    result = {**machine.origin("bench"), "subject": subject, "task": card.name if card else None,
-              "command": shlex.join(["edgedistill", "bench", *("BUNDLE" for _ in folders), *words]), "files": files, **measured}
-    parts = [subject, f"{input_tokens or 'own'}-{output_tokens or 'own'}", f"t{'-'.join(map(str, counts))}",
-             *(["vs-" + "-".join(Path(name).name.removesuffix(".gguf") for name in against)] if against else [])]
-    file = Path(run) / "bench" / ("_".join(parts) + ".json")
-    with runs.disk_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
+    result = {**machine.origin("bench"), "subject": subject, "task": card.name if card else None, "command": command,
+              "files": files, **measured}
     runs.write_json(file, result)
     say(f"bench: {file}")
     return result
+
+
+def _command(bundles_: int, flags: dict[str, Any]) -> str:
+    """The line that measures so again; words in capitals stand for paths, which are not kept."""
+    words = ["edgedistill", "bench", *["BUNDLE"] * bundles_]
+    for name, value in flags.items():
+        for each in value if isinstance(value, list) else [value] if value else []:
+            words += [f"--{name}", *([] if each is True else [str(each)])]
+    return shlex.join(words)
 
 
 def ours(folders: list[Path], manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -93,23 +106,30 @@ def ours(folders: list[Path], manifests: list[dict[str, Any]]) -> dict[str, dict
     return {name: {"engine": "edge", "place": str(folder)} for name, folder in zip(names, folders, strict=True)}
 
 
-def _peers(against: list[str], student: Path, manifest: dict[str, Any], card: Task | None,
-           rows: list[Row]) -> dict[str, dict[str, Any]]:
+def _named(name: str) -> str:
+    """What `--against` named, without a path."""
+    return Path(name).name.removesuffix(".gguf") if name.endswith(".gguf") else name
+
+
+def _peers(against: list[str], student: Path, manifest: dict[str, Any], card: Task | None, rows: list[Row],
+           run: str) -> dict[str, dict[str, Any]]:
     """The jobs of what `--against` names."""
     jobs: dict[str, dict[str, Any]] = {}
-    form: dict[str, Any] = manifest["format"]
     for name in against:
         if name in PEERS:
             if not (student / "config.json").is_file():
                 raise UsageError(f"--against {name} is made from the student, and {student} is no student's folder; "
                                  "name it by --student")
+            if name == "llama.cpp" and manifest["format"]["family"] == "t5":
+                raise UsageError("--against llama.cpp is for decoder-only students; leave it out for a T5")
             described = student / "edgedistill.json"
             job = {"engine": name, "place": str(student), "student": str(student),
-                   "format": runs.read_json(described) if described.is_file() else form}
+                   "format": runs.read_json(described) if described.is_file() else manifest["format"]}
             kinds = {"torch": ["fp32"], "llama.cpp": ["Q8_0", "Q4_0"]}.get(name, ["int8"])
             jobs |= {f"{name} {kind}": {**job, "precision": kind} for kind in kinds}
         else:
             from edgedistill import cards
+            from edgedistill.evaluate import whole_card
             from edgedistill.teach.source import resolve
 
             if not name.endswith(".gguf") and not name.startswith("hf:") and name not in (known := cards.names(cards.Teacher)):
@@ -118,13 +138,13 @@ def _peers(against: list[str], student: Path, manifest: dict[str, Any], card: Ta
             if not card or not rows:
                 raise UsageError(f"--against {name} needs a task's questions; leave out --input-tokens and --output-tokens, or "
                                  "give --data")
-            jobs[source.name] = {"engine": "gguf", "place": str(source.path), "task": card.to_dict(),
+            jobs[source.name] = {"engine": "gguf", "place": str(source.path), "task": whole_card(card, run).to_dict(),
                                  "rows": [row.to_dict() for row in rows]}
     return jobs
 
 
-def _rows(run: str, bundle: Path, card: Task, data: str | None, column: dict[str, str] | None,
-          split: str | None) -> tuple[dict[str, Any] | None, list[Row]]:
+def _rows(run: str, bundle: Path, card: Task, data: str | None, column: dict[str, str] | None, split: str | None,
+          n: int | None) -> tuple[dict[str, Any] | None, list[Row]]:
     """({name, split, n, rows_sha256}, labelled rows) that are asked; (None, none) where nothing says which."""
     from edgedistill import evaluate
     from edgedistill.tasks.data import digest
@@ -135,7 +155,7 @@ def _rows(run: str, bundle: Path, card: Task, data: str | None, column: dict[str
     split = split or next(each for each in ("dev", *splits) if each in splits)
     if split not in splits:
         raise UsageError(f"{name} has no split {split!r}; it has {', '.join(splits)}")
-    rows = [row for row in splits[split] if row.label is not None]
+    rows = [row for row in splits[split] if row.label is not None][: n or defaults.BENCH_RUNS]
     if not rows:
         raise UsageError(f"{name}: no row of {split} has a label, so there is nothing to count")
     if split == "test" and not name.startswith("builtin:"):

@@ -132,24 +132,32 @@ class Energy:
     """Joules that the package or board took since it was made, where the machine can tell; `source` says by what."""
 
     def __init__(self, root: Path = Path("/")) -> None:
-        self.counters = [path for path in sorted((root / "sys/class/powercap").glob("intel-rapl:[0-9]/energy_uj"))
-                         if _number(path)]
+        # A zone "psys" is the whole machine and would count the packages twice.
+        self.counters = [path for path in sorted((root / "sys/class/powercap").glob("intel-rapl:[0-9]*/energy_uj"))
+                         if _text(path.with_name("name")).startswith("package") and _number(path)]
         self.pmic = root == Path("/") and not self.counters and bool(shutil.which("vcgencmd")) and _pmic_watts() is not None
         self.source = "rapl" if self.counters else "pmic" if self.pmic else "not measured"
         self._last = {path: int(_number(path)) for path in self.counters}
-        self._total, self._at = 0.0, time.monotonic()
+        self._total = 0.0
+        if self.pmic:
+            threading.Thread(target=self._integrate, daemon=True).start()
+
+    def _integrate(self) -> None:
+        """A Pi's chip tells the power of the moment: read while a request runs, some times a second."""
+        at = time.monotonic()
+        while True:
+            time.sleep(0.1)
+            watts, now = _pmic_watts() or 0.0, time.monotonic()
+            self._total += watts * (now - at)
+            at = now
 
     def joules(self) -> float | None:
-        """The sum so far; None where nothing measures it. The Pi's is its power now times the time since the last call."""
+        """The sum so far; None where nothing measures it."""
         for path in self.counters:
             now = int(_number(path) or self._last[path])
             limit = int(_number(path.with_name("max_energy_range_uj")) or 0)  # where the counter begins anew
             self._total += (now - self._last[path] if now >= self._last[path] else now + limit - self._last[path]) / 1e6
             self._last[path] = now
-        if self.pmic:
-            at = time.monotonic()
-            self._total += (_pmic_watts() or 0.0) * (at - self._at)
-            self._at = at
         return self._total if self.source != "not measured" else None
 
 
@@ -164,11 +172,15 @@ def _pmic_watts() -> float | None:
 
 def _number(path: Path) -> str:
     """A file's number as text, empty where it cannot be read or is none."""
+    text = _text(path)
+    return text if text.isdecimal() else ""
+
+
+def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="ascii", errors="replace").strip()
+        return path.read_text(encoding="ascii", errors="replace").strip()
     except OSError:
         return ""
-    return text if text.isdecimal() else ""
 
 
 def _span(values: list[float]) -> dict[str, float] | None:

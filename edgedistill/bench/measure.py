@@ -31,7 +31,7 @@ PROBE = "probe"
 _TEXT = "Mara has 14 pears and buys 9 more . Then she gives 5 of them to her brother . How many pears has she now ? "
 _WARM_UP = 3
 _PAUSE = 0.02  # seconds between requests: the threads of the one before may still be looking for work
-_QUICK = 36    # seconds of rounds in all where a minute must do: opening takes its time too
+_QUICK = 50    # seconds where a minute must do; what opens the engines counts too
 
 
 @dataclass(frozen=True)
@@ -67,33 +67,50 @@ def measure(jobs: dict[str, dict[str, Any]], counts: list[int], work: Workload, 
     Peers run by the interpreter `python`. With `inline` all is opened in this process and the machine is not probed: that is
     for emulated boards, whose times mean nothing.
     """
-    asked = f"{len(work.rows)} questions" if work.rows else "a built-in text"
+    asked = f"{len(work.rows)} question{'s' * (len(work.rows) > 1)}" if work.rows else "a built-in text"
     say(f"bench: {', '.join(jobs)}; {rounds} rounds of {asked} at {' and '.join(map(str, counts))} threads")
     start, health = time.monotonic(), Health()
     found: dict[str, Any] = {"data": work.where, "results": [], "comparisons": [], "probes": [], "raw": []}
-    source = ""
+    energy = Energy()
     health.start()
     try:
-        for count in counts:
-            with tempfile.TemporaryDirectory() as made:
-                turns = Turns(jobs, count, work, Path(made), Inline if inline else Process, python)
-                turns.run(rounds, 1 if inline or quick else min(rounds, SITTINGS), _QUICK / len(counts) if quick else None)
-            source = turns.energy.source
-            entries = turns.entries()
-            found["results"] += entries
-            found["comparisons"] += turns.comparisons()
-            found["probes"] += turns.probes()
-            found["raw"] += turns.raw()
-            _tell(entries, turns.comparisons())
+        with tempfile.TemporaryDirectory() as place:
+            made = _made(jobs, max(counts), work, Path(place), python)
+            for i, count in enumerate(counts, 1):
+                turns = Turns(made, count, work, energy, Inline if inline else Process)
+                until = start + _QUICK * i / len(counts) if quick else None
+                turns.run(rounds, 1 if inline or quick else min(rounds, SITTINGS), until)
+                entries, comparisons = turns.entries(), turns.comparisons()
+                for key, values in (("results", entries), ("comparisons", comparisons), ("probes", turns.probes()),
+                                    ("raw", turns.raw())):
+                    found[key] += values
+                _tell(entries, comparisons)
     finally:
         health.stop()
-    found["health"] = {**health.result(), "energy": source}
+    found["health"] = {**health.result(), "energy": energy.source}
     for line in found["health"]["why"]:
         say(f"  INVALID: {line}")
     for line in found["health"]["notes"]:
         say(f"  note: {line}")
     say(f"bench: {clock(time.monotonic() - start)}")
     return found
+
+
+def _made(jobs: dict[str, dict[str, Any]], threads: int, work: Workload, place: Path,
+          python: str) -> dict[str, dict[str, Any]]:
+    """The jobs with the interpreter of each and, for peers, what their converters made in `place` and their best settings."""
+    made = {}
+    for i, (name, job) in enumerate(jobs.items()):
+        job = {**job, "first": work.requests[0], "python": sys.executable}
+        if "student" in job:
+            if not ENGINES[job["engine"]].extra or missing(job["engine"]):  # what an extra of ours brings runs here
+                job["python"] = python
+            (place / str(i)).mkdir()
+            job |= {"made": str(place / str(i)), "threads": threads}
+            with Process(name, {**job, "prepare": True}, job["python"]) as maker:
+                job |= maker.opened
+        made[name] = job
+    return made
 
 
 def _tell(entries: list[dict[str, Any]], comparisons: list[dict[str, Any]]) -> None:
@@ -112,57 +129,46 @@ def _tell(entries: list[dict[str, Any]], comparisons: list[dict[str, Any]]) -> N
 class Turns:
     """Engines with one count of threads, opened, asked in turns and closed again by `run`; then `entries` and the rest tell.
 
-    `jobs`: {name: an engine's job (see engines)}; those with a `student` are peers and are made first, in `made`, by
-    the interpreter `python`. `opener` is `Process` or `Inline`.
+    `jobs`: {name: an engine's job (see engine), made}. `opener` is `Process` or `Inline`.
     """
 
-    def __init__(self, jobs: dict[str, dict[str, Any]], threads: int, work: Workload, made: Path, opener: Any = Process,
-                 python: str = sys.executable) -> None:
-        self.threads, self.work, self.requests = threads, work, work.requests
-        self.opener, self.python = opener, python
-        self.jobs = {name: {**job, "threads": threads, "first": work.requests[0]} for name, job in jobs.items()}
-        for name, job in self.jobs.items():
-            if "student" in job:
-                place = made / name.replace(" ", "-")
-                place.mkdir()
-                job |= {"made": str(place)}
-                with Process(name, {**job, "prepare": True}, *self._python(job)) as maker:
-                    job |= maker.opened
+    def __init__(self, jobs: dict[str, dict[str, Any]], threads: int, work: Workload, energy: Energy, opener: Any = Process,
+                 ) -> None:
+        self.threads, self.work, self.requests, self.energy, self.opener = threads, work, work.requests, energy, opener
+        self.jobs = {name: {**job, "threads": threads} for name, job in jobs.items()}
         self.sittings: list[dict[str, list[dict[str, Any]]]] = []  # answers by engine, round by round
         self.opened: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
         self.memory: dict[str, list[dict[str, Any]]] = {name: [] for name in jobs}
         self.cold: dict[str, float] = {}
         self.joules: dict[str, float] = dict.fromkeys(jobs, 0.0)
-        self.energy = Energy()
 
     @property
     def answers(self) -> dict[str, list[dict[str, Any]]]:
         """Answers by engine, of all sittings."""
         return {name: [answer for sitting in self.sittings for answer in sitting[name]] for name in self.sittings[0]}
 
-    def run(self, rounds: int, sittings: int, seconds: float | None = None) -> None:
-        """`rounds` rounds in so many `sittings`, fewer when `seconds` are over. Each sitting opens all anew and warms up."""
+    def run(self, rounds: int, sittings: int, until: float | None = None) -> None:
+        """`rounds` rounds in so many `sittings`; with a time `until` which (of `time.monotonic`) it may take, fewer, of one at
+        least, and one to warm up. Each sitting opens all anew."""
         for name, job in self.jobs.items():
-            with self.opener(name, {**job, "cold": True}, *self._python(job)) as cold:
+            with self._open(name, {**job, "cold": True}) as cold:
                 self.cold[name] = cold.opened["load_ms"]
         progress = Progress(f"bench, {self.threads} threads", rounds, "rounds")
         for i in range(sittings):
-            self._sitting(range(i * rounds // sittings, (i + 1) * rounds // sittings), seconds and seconds / sittings, progress)
+            self._sitting(range(i * rounds // sittings, (i + 1) * rounds // sittings), until, progress)
         progress.close()
 
-    def _python(self, job: dict[str, Any]) -> list[str]:
-        """The interpreter of a peer; none for what runs by this one."""
-        here = ENGINES[job["engine"]].own and not missing(job["engine"])
-        return [self.python] if "student" in job and not here else []
+    def _open(self, name: str, job: dict[str, Any]) -> Any:
+        time.sleep(_PAUSE)  # what was opened before may still be at work
+        return self.opener(name, job, *([job["python"]] if self.opener is Process else []))
 
-    def _sitting(self, rounds: range, seconds: float | None, progress: Progress) -> None:
+    def _sitting(self, rounds: range, until: float | None, progress: Progress) -> None:
         with ExitStack() as stack:
             processes = {}
             order = list(self.jobs)
             Random(f"open {rounds.start}").shuffle(order)  # who comes first gets other memory
             for name in order:
-                job = self.jobs[name]
-                processes[name] = stack.enter_context(self.opener(name, job, *self._python(job)))
+                processes[name] = stack.enter_context(self._open(name, self.jobs[name]))
                 self.opened[name].append(processes[name].opened)
             reads = next((o[0]["read_by_a_token"] for o in self.opened.values() if o[0]["read_by_a_token"]), None)
             self.reads = reads or self.opened[order[0]][0]["bytes"]
@@ -171,12 +177,11 @@ class Turns:
                     "engine": "probe", "threads": self.threads, "read_by_a_token": self.reads, "first": {}}))
             answers: dict[str, list[dict[str, Any]]] = {name: [] for name in processes}
             asks = {name: self._asking(process, answers[name]) for name, process in processes.items()}
-            in_turns(asks, range(-_WARM_UP, 0))
-            start = time.monotonic()
+            in_turns(asks, range(-1 if until else -_WARM_UP, 0))
             for i in rounds:
                 in_turns(asks, range(i, i + 1))
                 progress.advance()
-                if seconds is not None and time.monotonic() - start > seconds:
+                if until is not None and time.monotonic() > until:
                     break
             for name in self.jobs:
                 self.memory[name].append(processes[name].ask({"end": True}))

@@ -4,7 +4,7 @@
 
 A Python zip application. Every member's sha256 is in it and is checked before anything is opened; the bundle is unpacked to a
 temporary folder while it is measured. It brings back one JSON, of `bench`'s own kind, and says how many of the answers are
-those that the bundle gave where it was packed.
+those that the bundle gave where it was packed; where they are not all the same it ends with 3.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import json
 import sys
 import tempfile
 import zipfile
-from dataclasses import asdict
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def write(path: Path, bundle: Path, work: Workload, rounds: int, threads: list[i
         for file in sorted(place.rglob("*.py")) if place.is_dir() else [place]:
             members[str(file.relative_to(ROOT))] = file.read_bytes()
     members |= {f"{_BUNDLE}{name}": (bundle / name).read_bytes() for name in (bundles.MANIFEST, *manifest["files"])}
-    rows = [asdict(row) for row in work.rows.values()]
+    rows = [row.to_dict() for row in work.rows.values()]
     members[_WORK] = json.dumps({
         "subject": runs.subject_name(bundle), "requests": work.requests, "card": work.card and work.card.to_dict(),
         "rows": rows, "where": work.where, "rounds": rounds, "threads": threads, "golden": golden, "packed": machine.now(),
@@ -86,31 +86,58 @@ def main(pack: str, arguments: list[str]) -> int:
     parser.add_argument("--n", type=int, help="timed rounds a thread count")
     parser.add_argument("--quick", action="store_true", help="end within a minute")
     parser.add_argument("--inline", action="store_true", help="everything in this process: for emulated boards")
-    parser.add_argument("--out", type=Path, default=None, help="the result's file (default: beside the pack)")
+    parser.add_argument("--out", type=Path, help="the result's file (default: PACK-result.json in this folder)")
     args = parser.parse_args(arguments)
     try:
-        with zipfile.ZipFile(pack) as archive:
-            members = _checked(archive)
+        counts = _counts(args.threads)
+        if args.n is not None and args.n < 1:
+            raise UsageError(f"--n {args.n}: give at least 1")
+        out = _free(args.out, Path(pack).stem)
+        members = _checked(Path(pack))
         work = json.loads(members[_WORK])
-        counts = [int(part) for part in args.threads.split(",")] if args.threads else work["threads"]
-        result = _measured(members, work, counts or sorted({1, machine.cores()}), args)
-        out = args.out or Path(f"{Path(pack).stem}-result.json")
+        result = _measured(members, work, counts or work["threads"] or sorted({1, machine.cores()}), args)
         runs.write_json(out, result)
-        say(f"bench: {out}; carry it back to the report")
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        print(f"error: {Path(pack).name}: {' '.join(str(error).split())[:160]}; copy the file again", file=sys.stderr)
-        return 2
     except Error as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    return 0
+    say(f"bench: {out}; carry it back to the report")
+    golden = result["golden"]
+    return 0 if golden["same"] == golden["asked"] else 3
 
 
-def _checked(archive: zipfile.ZipFile) -> dict[str, bytes]:
+def _counts(text: str | None) -> list[int] | None:
+    try:
+        counts = [int(part) for part in text.split(",")] if text else None
+    except ValueError:
+        counts = [0]
+    if counts and min(counts) < 1:
+        raise UsageError(f"--threads {text}: give counts as 1,2,4")
+    return counts
+
+
+def _free(out: Path | None, stem: str) -> Path:
+    """Where the result goes, writable and not there yet: found out before an hour is spent. Raises `UsageError`."""
+    found = out or next(path for i in range(1, 10**6) if not (path := Path(f"{stem}-result{f'-{i}' if i > 1 else ''}.json")
+                                                              ).exists())
+    if found.exists():
+        raise UsageError(f"--out {found} exists; name another file or remove it")
+    try:
+        found.touch()
+        found.unlink()
+    except OSError as error:
+        raise UsageError(f"--out {found} cannot be written ({error.strerror}); name another place") from error
+    return found
+
+
+def _checked(pack: Path) -> dict[str, bytes]:
     """All members, each as its hash says. Raises `UsageError` for one that is missing, added or changed."""
-    names = archive.namelist()
-    members = {name: archive.read(name) for name in names}
-    hashes = json.loads(members.pop(_HASHES, b"{}"))
+    try:
+        with zipfile.ZipFile(pack) as archive:
+            names = archive.namelist()
+            members = {name: archive.read(name) for name in names}
+        hashes = json.loads(members.pop(_HASHES, b"{}"))
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError) as error:
+        raise UsageError(f"{pack.name}: {' '.join(str(error).split())[:160]}; copy the file again") from error
     if len(names) != len(set(names)) or set(hashes) != set(members):
         raise UsageError("the pack does not hold the files that it lists; copy it again")
     for name, data in members.items():
@@ -124,7 +151,7 @@ def _measured(members: dict[str, bytes], work: dict[str, Any], counts: list[int]
     from edgedistill.edge import Student
 
     card = Task.from_dict(work["card"]) if work["card"] else None
-    rows = {row["id"]: Row(**{**row, "choices": tuple(row["choices"])}) for row in work["rows"]}
+    rows = {row["id"]: Row.from_dict(row) for row in work["rows"]}
     load = Workload(work["requests"], card, rows, work["where"])
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / work["subject"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,19 @@ import edgedistill
 from edgedistill.errors import Error, UsageError
 
 ROOT = Path(edgedistill.__file__).parents[1]  # of the package: a folder, or a packed file
+
+
+@cache
+def _alone() -> Path:
+    """A folder with this package and nothing else: for a peer's interpreter, whose other packages are to be its own."""
+    folder = Path(tempfile.mkdtemp(prefix="edgedistill-"))
+    atexit.register(shutil.rmtree, folder, True)
+    source = Path(edgedistill.__file__).parent
+    try:
+        (folder / "edgedistill").symlink_to(source, target_is_directory=True)
+    except OSError:  # a system without links
+        shutil.copytree(source, folder / "edgedistill")
+    return folder
 
 
 class Process:
@@ -27,8 +43,9 @@ class Process:
         """
         self.name = name
         threads = str(job["threads"])
-        env = {**os.environ, "PYTHONPATH": str(ROOT), "TOKENIZERS_PARALLELISM": "false",
-               **{f"{library}_NUM_THREADS": threads for library in ("OMP", "OPENBLAS", "MKL")}}
+        own = python == sys.executable
+        env = {**os.environ, "PYTHONPATH": str(ROOT if own else _alone()), "TOKENIZERS_PARALLELISM": "false", **{
+               f"{library}_NUM_THREADS": threads for library in ("OMP", "OPENBLAS", "MKL")}}
         self.noise = tempfile.TemporaryFile()
         try:
             self.process = subprocess.Popen([python, "-m", "edgedistill.bench.worker"], stdin=subprocess.PIPE,

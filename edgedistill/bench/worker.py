@@ -26,13 +26,14 @@ class Served:
         kind = engines.ENGINES[job["engine"]]
         lacking = engines.missing(job["engine"])
         if lacking:
-            raise Error(f"{lacking} is not installed in its interpreter; install it there, or name another by --peers-python")
+            raise Error(lacking)
         if job.get("prepare"):
             self.opened: dict[str, Any] = {"settings": kind.prepare(job)}
             return
         self.engine = kind(job)
         if job.get("cold"):
-            _forget(Path(job["place"]))
+            for place in ("place", "made"):
+                _forget(Path(job.get(place, job["place"])))
         self.imported = machine.rss_mb()
         machine.reset_peak()
         begin = time.perf_counter()
@@ -80,9 +81,11 @@ def _forget(folder: Path) -> None:
     """Lets the system drop a folder's files from its cache, where it can: the next reading comes from the disk."""
     if not hasattr(os, "posix_fadvise"):
         return
-    for path in folder.iterdir() if folder.is_dir() else [folder]:
-        with path.open("rb") as file:
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    for path in folder.rglob("*") if folder.is_dir() else [folder]:
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())  # what is not on the disk yet is not dropped
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _pss_mb() -> float | None:

@@ -40,6 +40,11 @@ class Row:
     meta: dict[str, Any] = field(default_factory=dict)
     stated: str | None = None
 
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Row:
+        """Reads what `to_dict` made."""
+        return cls(**{**data, "choices": tuple(data["choices"])})
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data; without `stated` where there is none."""
         return {name: value for name, value in asdict(self).items() if name != "stated" or value is not None}

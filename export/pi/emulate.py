@@ -119,7 +119,7 @@ def emulate_pack(args: argparse.Namespace) -> int:
         if not found:
             words = (done.stderr.strip().splitlines() or ["no message"])[-1]
             print(f"emulate: {args.bundle.name} under {cpu}: it ended with {done.returncode}: {words[:200]}")
-            passed = False
+            results[cpu], passed = {"error": words[:200]}, False
             continue
         golden, entry = found["golden"], found["results"][0]
         keys = ("accuracy", "correct", "counted", "peak_rss_mb", "bytes")
