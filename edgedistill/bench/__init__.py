@@ -35,8 +35,8 @@ def bench(
     built-in text where there are none. `input_tokens` and `output_tokens` force the lengths instead, and nothing is counted.
     `against` names engines (torch, optimum, ctranslate2, llama.cpp), made from `student` (default: the run's) and run by the
     interpreter `peers_python`, or GGUF models that do the same task. `n` rounds after a warm-up (default: each question once,
-    at most `defaults.BENCH_RUNS`; so many of the built-in text). `quick` ends within a minute, but for slow peers. `pack` writes one file to
-    carry to a device instead, and returns {file, bytes, sha256}. Raises `UsageError`.
+    at most `defaults.BENCH_RUNS`; so many of the built-in text). `quick` ends within a minute, but for slow peers. `pack`
+    writes one file to carry to a device instead, and returns {file, bytes, sha256}. Raises `UsageError`.
     """
     if any(each is not None and each < 1 for each in (n, input_tokens, output_tokens, *(threads or []))):
         raise UsageError("--n, --threads, --input-tokens and --output-tokens must be at least 1")
