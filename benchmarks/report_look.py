@@ -155,6 +155,8 @@ def main() -> None:
         raise SystemExit("no Chromium here; install one (apt-get install chromium) or name it in $EDGEDISTILL_CHROMIUM")
     page = Path(report(args.runs)).resolve()
     args.out.mkdir(parents=True, exist_ok=True)
+    for old in args.out.glob("report_*.png"):  # of a longer page
+        old.unlink()
     browser = Browser(binary)
     try:
         for width in WIDTHS:

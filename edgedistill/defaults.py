@@ -29,6 +29,7 @@ ALPHA = 0.5                  # weight of the label's loss, the value of the pape
 WARMUP_SHARE = 0.05
 BATCH_TOKENS = {"cuda": 8192, "cpu": 2048}  # tokens of a micro-batch; a step is as many of them as its questions need
 WEIGHTING = "token"
+BESIDE_STEPS = 1.4           # a training's time over its steps' alone: optimizer, dev rows, checkpoints; about
 TEMPERATURE = 2.0            # logit-kd: Lee's best for the smaller students are 2 and 3
 # specialize: how often each format is drawn. The paper's mix of micro-batches is 0.60 in-context, 0.38 zero-shot, 0.02
 # answers alone; worked examples cost six times the tokens, so here most questions come without.

@@ -167,10 +167,14 @@ def _manifest(path: Path) -> dict[str, Any] | None:
     return manifest
 
 
+# Where a run has what can be asked: (stage, folder).
+PLACES = (("export", "bundle"), ("export", "optimum"), ("train", "student"), ("train", "student-ood"))
+
+
 def subject_name(place: str | Path) -> str:
     """A subject's name for results, without a path: the run's folder for what lies in one, else the last part."""
     path = Path(place).resolve()
-    for stage, folder in (("export", "bundle"), ("export", "optimum"), ("train", "student"), ("train", "student-ood")):
+    for stage, folder in PLACES:
         if path.name == folder and path.parent.name == stage:
             return f"{path.parents[1].name}-{folder}"
     return path.stem if path.suffix == ".gguf" else path.name

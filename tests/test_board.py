@@ -47,6 +47,16 @@ def test_a_later_result_of_the_same_thing_stands(tmp_path: Path) -> None:
     assert len(rows(board(tmp_path))) == len(made_run.ENGINES) and "| 99.0 |" in board(tmp_path)
 
 
+def test_other_lengths_are_other_rows_of_the_table(tmp_path: Path) -> None:
+    for out in (4, 48):
+        result = made_run.bench()
+        entries = [{**entry, "accuracy": None, "ci95": None, "input_tokens": 64, "output_tokens": out}
+                   for entry in result["results"]]
+        given(tmp_path / f"{out}.json", data=None, results=entries)
+    assert {row[6] for row in rows(board(tmp_path))} == {"64 tokens in, 4 out", "64 tokens in, 48 out"}
+    assert len(rows(board(tmp_path))) == 2 * len(made_run.ENGINES)
+
+
 def test_invalid_results_are_named_and_not_shown(tmp_path: Path) -> None:
     given(tmp_path / "hot" / "a.json", health=made_run.bench(valid=False)["health"])
     assert board(tmp_path) == ("Left out as invalid: made-up-bundle on Made-up CPU, 2 cores (under-voltage has occurred; the "

@@ -287,7 +287,7 @@ def test_without_optimum_another_architecture_ends_in_one_line(gpt2: Path, tmp_p
     message = str(caught.value)
     assert "a gpt2 model is exported by optimum only" in message and "\n" not in message
     assert message.endswith("run: pip install 'edgedistill[optimum]'")
-    with pytest.raises(UsageError, match="a gpt2 model; known families"):
+    with pytest.raises(UsageError, match="a gpt2 model; known families.*export --layout optimum writes them"):
         export(str(gpt2), run=str(tmp_path / "edge"))
     with pytest.raises(UsageError, match="cannot be trimmed"):
         export(str(gpt2), run=str(tmp_path / "other"), layout="optimum", vocab="100")
@@ -299,6 +299,7 @@ def test_another_architecture_goes_through_optimums_exporter(gpt2: Path, peers) 
     operators = [node.op_type for node in onnx.load(folder / "model.onnx", load_external_data=False).graph.node]
     assert operators.count("MatMulNBits") == 2 * 4 + 1  # qkv, o and two of the FFN in each layer, the head
     assert not list(folder.glob("*.part"))
+    assert "model = ORTModelForCausalLM.from_pretrained('.')" in (folder / "README.md").read_text()
     assert result["bytes"] == sum((folder / name).stat().st_size for name in ("model.onnx", "model.onnx_data"))
 
 
@@ -323,6 +324,25 @@ def test_products_of_any_graph_are_quantised_and_the_rest_is_left(tmp_path: Path
         assert 0 < np.abs(found - expected).max() < near * np.abs(expected).max()
         operators = [node.op_type for node in onnx.load(tmp_path / f"{bits}.onnx").graph.node]
         assert operators == ["MatMulNBits", "Add", "MatMulNBits", "MatMulNBits", "MatMul", "Transpose", "MatMul"]
+
+
+def test_what_only_a_branch_reads_is_kept(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    given = {name: rng.normal(size=(64, 64)).astype(np.float32) for name in ("w", "inside")}
+    out = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
+    then = helper.make_graph([helper.make_node("MatMul", ["y", "inside"], ["z"])], "then", [], [out])
+    orelse = helper.make_graph([helper.make_node("Identity", ["y"], ["z"])], "else", [], [out])
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"]),
+             helper.make_node("If", ["which"], ["end"], then_branch=then, else_branch=orelse)]
+    graph = helper.make_graph(nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, [3, 64]),
+                                           helper.make_tensor_value_info("which", TensorProto.BOOL, [])],
+                              [helper.make_tensor_value_info("end", TensorProto.FLOAT, [3, 64])],
+                              [numpy_helper.from_array(array, name) for name, array in given.items()])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "in.onnx")
+    other.quantize(tmp_path / "in.onnx", tmp_path / "out.onnx", 8)
+    feed = {"x": rng.normal(size=(3, 64)).astype(np.float32), "which": np.array(True)}
+    exact, found = (onnxruntime.InferenceSession(str(tmp_path / f"{name}.onnx")).run(None, feed)[0] for name in ("in", "out"))
+    assert 0 < np.abs(found - exact).max() < 0.05 * np.abs(exact).max()
 
 
 def test_what_optimums_runtime_cannot_run_is_refused(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_what_the_verbs_write_and_older_results_make_a_page(tmp_path: Path) -> N
     (folder / "bench" / "old.json").write_bytes(old.read_bytes())
     text = text_of(report([str(folder)]))
     for words in ("old-bundle (int8) on 4 rows of rows, all",
-                  "edgedistill bench BUNDLE --data rows --split all --threads 1 --n 4",
+                  "edgedistill bench BUNDLE --data PATH/rows --split all --threads 1 --n 4",
                   "edge int8, 2 threads 117 ms", "edge int8, 1 thread 173 ms",
                   "edgedistill bench PATH/finetune-bundle --threads 1,2 --n 30 --run runs/old"):
         assert words in text, words
@@ -123,7 +123,12 @@ def test_every_result_of_the_project_can_be_read() -> None:
     ("bench/made-up.json", {"results": [{**made_run.bench()["results"][0], "p50_ms": 0}]},
      r"results\[0\].p50_ms is 0, expected a number above 0"),
     ("bench/made-up.json", {"schema": 2}, "schema is 2, expected 1"),
+    ("bench/made-up.json", {"results": []}, "results is empty, expected at least one item"),
     ("train/manifest.json", {"result": []}, "the file is a list, expected an object"),
+    ("train/manifest.json", {"config": {"formats": "both"}}, "config.formats is \"both\", expected an object"),
+    ("teach/manifest.json", {"config": []}, "config is a list, expected an object"),
+    ("teach/manifest.json", {"inputs": None}, "inputs is null, expected an object"),
+    ("export/manifest.json", {"config": {}}, "config.precision is missing, expected text"),
 ])
 def test_a_file_that_is_no_result_is_named_in_one_line(run: Path, file: str, change: dict, message: str) -> None:
     runs.write_json(run / file, {**json.loads((run / file).read_text()), **change})
@@ -190,8 +195,30 @@ def test_two_runs_are_compared_by_the_paired_test_on_their_common_rows(tmp_path:
     low, high = (f"{100 * x:+.1f}" for x in expected["ci95"])
     assert f"30 of svamp, test 66.7 % 40.0 % +26.7 points ({low} to {high}), p = {expected['p']:.2g}" in text
     assert "int8, svamp, test: a minus b is +26.7 points" in text
-    assert "edge int8 2 117 and 117 115 and 115" in text
+    assert "edge int8 100 rows of svamp, test 2 117 and 117 115 and 115" in text
     assert Path(page).read_text().count("<h1>") == 1 and Path(page).read_text().count("<article>") == 2
+
+
+def test_forced_lengths_stand_beside_no_other_requests(tmp_path: Path) -> None:
+    """A short request is not the time of a question, and no faster than the other run's."""
+    forced = {**made_run.bench(), "data": None, "created": "2030-01-01T00:00:00Z"}
+    for entry in forced["results"]:
+        entry |= {"accuracy": None, "ci95": None, "p50_ms": entry["p50_ms"] / 10, "input_tokens": 8, "output_tokens": 1}
+    a, b = made_run.write(tmp_path / "a"), made_run.write(tmp_path / "b")
+    runs.write_json(a / "bench" / "short.json", forced)
+    text = text_of(report([str(a), str(b)]))
+    assert "97.5 ms a question, p50: edge int4, 2 threads, 100 rows of svamp, test" in text
+    assert "edge int8 100 rows of svamp, test 2 117 and 117 115 and 115" in text and "8 tokens in, 1 out 2" not in text
+
+
+def test_both_layouts_of_a_run_are_shown(run: Path) -> None:
+    result = {**runs.finished(run, "export")["result"], "bytes": 77_000_000, "layout": "optimum"}
+    runs.Stage(run, "export/optimum", {"precision": "int8", "target": "rpi5", "layout": "optimum"}, {}).done(result, [])
+    runs.write_json(run / "eval" / "other.json", made_run.evaluated(f"{run.name}-optimum", 20))
+    text = text_of(report([str(run)]))
+    assert "77.0 MB int8 ONNX, optimum's layout" in text
+    assert f"edgedistill export --int8 --layout optimum --target rpi5 --run 'runs/{run.name}'" in text
+    assert f"edgedistill eval 'runs/{run.name}/export/optimum' --split test" in text
 
 
 def test_runs_that_answer_alike_are_not_told_apart(tmp_path: Path) -> None:
@@ -229,12 +256,24 @@ def test_each_command_on_the_page_parses(run: Path) -> None:
      "--student google/flan-t5-small --method step-by-step --learning-rate 0.0003 --two-pass"),
     ("train", {"method": "logit-kd", "student": "carve", "from": "smollm2-135m", "mentor": "large-student", "temperature": 2.0},
      "--student carve --method logit-kd --mentor PATH/large-student --temperature 2 --from smollm2-135m"),
+    ("train", {"method": "hybrid", "student": "t5-small", "tokens": 1234567.0, "learning_rate": 0.00012345678, "alpha": 0.0,
+               "resample": 0.0, "rationales": False, "rounds": 0, "seed": 0},
+     "--student t5-small --method hybrid --tokens 1234567 --learning-rate 0.00012345678 --alpha 0 --resample 0 "
+     "--no-rationales --rounds 0 --seed 0"),
+    ("export", {"precision": "int8", "target": "portable", "max_drop": 0.0}, "--int8 --target portable --max-drop 0"),
     ("export", {"precision": "int4", "target": "rpi5", "max_drop": 3.0, "vocab": "task"},
      "--int4 --target rpi5 --vocab task --max-drop 3"),
 ])
 def test_a_stages_configuration_becomes_its_flags(name: str, config: dict, words: str) -> None:
     line = commands.stage(Path("runs/mine"), name, {"config": config, "inputs": {"teacher": "0f"}}, taught=True)
     assert line == f"edgedistill {name} {words} --run runs/mine"
+    parses(line)
+
+
+def test_rows_that_were_watched_have_a_place_in_the_line() -> None:
+    manifest = {"config": {"method": "finetune", "student": "t5-small"}, "inputs": {"ood": "0f", "general": "0f"}}
+    line = commands.stage(Path("runs/mine"), "train", manifest, taught=True)
+    assert "--ood PATH/ood --general PATH/general" in line
     parses(line)
 
 

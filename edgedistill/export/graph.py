@@ -11,9 +11,6 @@ from onnx import TensorProto, helper
 DOMAIN = "com.microsoft"  # onnxruntime's own operators
 MASKED = float(np.finfo(np.float32).min)  # the score of what must not be looked at, as in transformers
 _ALIGN = 4096             # bytes; so that a weight can be memory-mapped
-_TYPES = {np.dtype(np.float32): TensorProto.FLOAT, np.dtype(np.int64): TensorProto.INT64,
-          np.dtype(np.int32): TensorProto.INT32, np.dtype(np.uint8): TensorProto.UINT8,
-          np.dtype(np.int8): TensorProto.INT8}
 
 
 class Weights:
@@ -40,7 +37,7 @@ class Weights:
     def tensor(self, name: str, array: np.ndarray, bytes_of: str = "") -> TensorProto:
         """An initializer in the file; with `bytes_of` that one's bytes in another shape."""
         offset, length = self.place(bytes_of or name, array)
-        tensor = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape,
+        tensor = TensorProto(name=name, data_type=_type(array.dtype), dims=array.shape,
                              data_location=TensorProto.EXTERNAL)
         for key, value in (("location", self.path.name), ("offset", offset), ("length", length)):
             tensor.external_data.add(key=key, value=str(value))
@@ -48,6 +45,10 @@ class Weights:
 
     def close(self) -> None:
         self.file.close()
+
+
+def _type(dtype: Any) -> int:
+    return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
 
 
 class Graph:
@@ -62,11 +63,11 @@ class Graph:
         self.shared: dict[str, Any] = {}  # what several nodes read, by a key of the writer
 
     def input(self, name: str, dtype: Any, shape: list[int | str]) -> str:
-        self.inputs.append(helper.make_tensor_value_info(name, _TYPES[np.dtype(dtype)], shape))
+        self.inputs.append(helper.make_tensor_value_info(name, _type(dtype), shape))
         return name
 
     def output(self, name: str, dtype: Any, shape: list[int | str]) -> None:
-        self.outputs.append(helper.make_tensor_value_info(name, _TYPES[np.dtype(dtype)], shape))
+        self.outputs.append(helper.make_tensor_value_info(name, _type(dtype), shape))
 
     def weight(self, name: str, array: np.ndarray, bytes_of: str = "") -> str:
         """An initializer in the external file; with `bytes_of` that one's bytes in another shape."""
@@ -79,7 +80,7 @@ class Graph:
         array = np.asarray(value, dtype)
         name = f"const_{array.dtype}_{'x'.join(map(str, array.shape))}_{'_'.join(map(str, array.ravel().tolist()))}"
         if name not in self.initializers:
-            self.initializers[name] = helper.make_tensor(name, _TYPES[array.dtype], array.shape, array.ravel().tolist())
+            self.initializers[name] = helper.make_tensor(name, _type(array.dtype), array.shape, array.ravel().tolist())
         return name
 
     def node(self, op: str, inputs: list[str], outputs: int | list[str] = 1, domain: str = "", **attributes: Any) -> Any:

@@ -55,15 +55,19 @@ def _tokenizer(student: Any, folder: Path) -> None:
         "model_input_names": ["input_ids", "attention_mask"]})
 
 
+def loading(kind: str) -> list[str]:
+    """Lines of Markdown that open the folder by optimum's class `kind`."""
+    return ["    pip install 'optimum-onnx[onnxruntime]==0.1.0'", "",
+            f"    from optimum.onnxruntime import {kind}", "    from transformers import AutoTokenizer", "",
+            "    tokenizer = AutoTokenizer.from_pretrained('.')", f"    model = {kind}.from_pretrained('.')"]
+
+
 def usage(form: Format, tokenizer: Tokenizer) -> list[str]:
     """Lines of Markdown that say how the folder is loaded and asked."""
     kind = "ORTModelForSeq2SeqLM" if form.family == "t5" else "ORTModelForCausalLM"
     behind = "" if form.family == "t5" else "[:, batch['input_ids'].shape[1]:]"
     lines = [
-        "    pip install 'optimum-onnx[onnxruntime]==0.1.0'", "",
-        f"    from optimum.onnxruntime import {kind}", "    from transformers import AutoTokenizer", "",
-        "    tokenizer = AutoTokenizer.from_pretrained('.')", f"    model = {kind}.from_pretrained('.')",
-        "    questions = ['your question', 'another one']",
+        *loading(kind), "    questions = ['your question', 'another one']",
         f"    inputs = [{_input(form, tokenizer, 'label')} for question in questions]",
         "    batch = tokenizer.pad({'input_ids': inputs}, return_tensors='pt')",
         f"    outputs = model.generate(**batch){behind}",

@@ -12,7 +12,7 @@ from edgedistill.report import device, schema, story
 from edgedistill.report.compare import compare
 from edgedistill.report.page import Section, document, e, number, p, percent, plural, tiles
 
-_STAGES = ("teach", "train", "export")
+_STAGES = ("teach", "train", "export", "export/optimum")
 
 
 def report(run_folders: list[str], *, out: str | None = None) -> str:
@@ -44,7 +44,7 @@ def report(run_folders: list[str], *, out: str | None = None) -> str:
 
 
 def collect(run: Path) -> dict[str, Any]:
-    """The results of a run, what there is of them: {teach, train, export: manifest, eval, bench: results, oldest first}.
+    """The results of a run, what there is of them: {stage: manifest, eval, bench: results, oldest first}.
 
     Raises `UsageError` or `Error` for a file that is no result.
     """
@@ -52,7 +52,9 @@ def collect(run: Path) -> dict[str, Any]:
     for stage in _STAGES:
         manifest = runs.finished(run, stage)
         if manifest:
-            schema.checked(manifest.get("result"), schema.KINDS[stage], stage, str(run / stage / "manifest.json"))
+            kind, where = stage.partition("/")[0], str(run / stage / "manifest.json")
+            schema.checked(manifest, schema.CONFIGS[kind], "manifest", where)
+            schema.checked(manifest.get("result"), schema.KINDS[kind], kind, where)
             found[stage] = manifest
     for kind in ("eval", "bench"):
         results = [schema.read(path, schema.KINDS[kind], kind) for path in sorted((run / kind).glob("*.json"))]
@@ -76,8 +78,7 @@ def _story(run: Path, found: dict[str, Any]) -> list[Section]:
         sections.append(story.train(run, found["train"], bool(taught)))
     if "eval" in found:
         sections.append(story.evaluate(run, found["eval"], taught["result"] if taught else None))
-    if "export" in found:
-        sections.append(story.export(run, found["export"]))
+    sections += [story.export(run, found[stage]) for stage in _STAGES if stage.startswith("export") and stage in found]
     if "bench" in found:
         sections += device.sections(run, found["bench"])
     return [*sections, _origin(found)]
@@ -85,8 +86,9 @@ def _story(run: Path, found: dict[str, Any]) -> list[Section]:
 
 def _head(found: dict[str, Any]) -> str:
     """What the run is, and its numbers in short."""
-    teach, train, export = (found[stage]["result"] if stage in found else None for stage in _STAGES)
-    facts = [f"task {(train or teach)['task']}" if train or teach else "", f"data {teach['data']}" if teach else "",
+    teach, train, export, optimum = (found[stage]["result"] if stage in found else None for stage in _STAGES)
+    task = next((its["task"] for its in (train, teach) if its and its.get("task")), None)
+    facts = [f"task {task}" if task else "", f"data {teach['data']}" if teach else "",
              f"teacher {teach['teacher']}" if teach else "",
              f"student {train['student']} by {train['method']}" if train else ""]
     shown = []
@@ -94,14 +96,15 @@ def _head(found: dict[str, Any]) -> str:
         shown.append((percent(teach["accuracy"]), f"right: the teacher, {teach['rows']} taught rows"))
     shown += [(percent(r["accuracy"]), f"right: {r['subject']}, {r['n']} rows of {r['split']}")
               for r in found.get("eval", [])[-4:]]
-    if export:
-        shown.append((f"{export['bytes'] / 1e6:.1f} MB", f"{export['precision']} ONNX"))
+    shown += [(f"{its['bytes'] / 1e6:.1f} MB", f"{its['precision']} ONNX{words}")
+              for its, words in ((export, ""), (optimum, ", optimum's layout")) if its]
     benches = found.get("bench", [])
-    own = [entry for result in benches if device.valid(result) for entry in result["results"] if entry["engine"] == "edge"]
+    own = [(entry, device.asked_of(entry, result)) for result in benches if device.valid(result)
+           for entry in result["results"] if entry["engine"] == "edge"]
     if own:
-        best = min(own, key=lambda entry: entry["p50_ms"])
+        best, asked = min(own, key=lambda each: (each[0].get("accuracy") is None, each[0]["p50_ms"]))  # questions, if any
         shown.append((f"{number(best['p50_ms'])} ms",
-                      f"a question, p50: {device.name_of(best)}, {plural(best['threads'], 'thread')}"))
+                      f"a question, p50: {device.name_of(best)}, {plural(best['threads'], 'thread')}, {asked}"))
     return p(", ".join(filter(None, facts)), "soft") + device.banner(benches) + tiles(shown)
 
 
@@ -111,9 +114,8 @@ def _origin(found: dict[str, Any]) -> Section:
                *found.get("bench", [])]
     lines: dict[str, list[str]] = {}
     for r in results:
-        where = r["machine"]
-        text = (f"{where['cpu']}, {plural(where['cores'], 'core')}, {where.get('memory_gb') or '?'} GB, {where['os']}; commit "
-                f"{r.get('commit') or 'unknown'}; " + ", ".join(f"{name} {version}" for name, version in r["versions"].items()))
+        versions = ", ".join(f"{name} {version}" for name, version in r["versions"].items())
+        text = f"{device.whole(r['machine'])}; commit {r.get('commit') or 'unknown'}; {versions}"
         lines.setdefault(text, []).append(r["kind"])
     return Section("Where these numbers come from",
                    "".join(p(f"{', '.join(dict.fromkeys(kinds))}: {text}.", "soft") for text, kinds in lines.items()))

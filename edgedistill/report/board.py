@@ -8,14 +8,15 @@ from typing import Any
 
 from edgedistill.errors import UsageError
 from edgedistill.report import schema
-from edgedistill.report.device import rows_of, valid
+from edgedistill.report.device import asked_of, model_of, valid
 from edgedistill.report.page import number, share_words
 
 
 def board(folder: str | Path) -> str:
     """A Markdown table of the bench results in `folder` and the folders below it; a sentence where there are none.
 
-    The last result of a machine, subject, engine and thread count on the same rows stands; invalid ones are named below.
+    The last result of a machine, subject, engine and thread count on the same rows or lengths stands; invalid ones are named
+    below.
     Raises `UsageError` for a folder that is none, or for the first file that does not fit.
     """
     if not Path(folder).is_dir():
@@ -25,16 +26,15 @@ def board(folder: str | Path) -> str:
         return "No result was added yet."
     lines, left_out = {}, []
     for result in sorted(results, key=lambda result: result["created"]):
-        where, data = result["machine"], result.get("data")
-        machine = f"{where['cpu']}, {where['cores']} cores"
+        machine = model_of(result["machine"])
         if not valid(result):
             left_out.append(f"{result['subject']} on {machine} ({'; '.join(result['health']['why'])})")
             continue
         for entry in result["results"]:
-            counted = entry.get("accuracy") is not None
-            right, rows = (share_words(entry["accuracy"], entry["ci95"]), rows_of(entry, data)) if counted else ("", "")
-            lines[machine, result["subject"], rows, entry["name"], entry["threads"]] = (
-                entry["p50_ms"], [number(entry["p50_ms"]), right, rows, number(entry["bytes"] / 1e6),
+            right = share_words(entry["accuracy"], entry["ci95"]) if entry.get("accuracy") is not None else ""
+            asked = asked_of(entry, result)
+            lines[machine, result["subject"], asked, entry["name"], entry["threads"]] = (
+                entry["p50_ms"], [number(entry["p50_ms"]), right, asked, number(entry["bytes"] / 1e6),
                                   number(entry["peak_rss_mb"])])
     ordered = sorted(lines.items(), key=lambda item: (item[0][:3], item[1][0]))
     head = ["machine", "student", "engine", "threads", "p50 ms", "right", "on", "MB", "memory MB"]

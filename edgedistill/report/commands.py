@@ -22,9 +22,11 @@ _FLAGS = {
               "batch_size": "--batch-size", "learning_rate": "--learning-rate", "alpha": "--alpha", "weighting": "--weighting",
               "two_pass": "--two-pass", "mutual_information": "--mutual-information", "match": "--match",
               "formats": "--formats", "mentor": "--mentor", "temperature": "--temperature", "factors": "--factors",
-              "optimizer": "--optimizer", "layers": "--layers", "vocabulary": "--vocabulary", "from": "--from",
-              "seed": "--seed"},
-    "export": {"target": "--target", "vocab": "--vocab", "max_drop": "--max-drop"},
+              "resample": "--resample", "no_rationales": "--no-rationales", "reworded": "--reworded", "rounds": "--rounds",
+              "ood": "--ood",
+              "general": "--general", "optimizer": "--optimizer", "layers": "--layers", "vocabulary": "--vocabulary",
+              "from": "--from", "seed": "--seed"},
+    "export": {"layout": "--layout", "target": "--target", "vocab": "--vocab", "max_drop": "--max-drop"},
 }
 
 
@@ -44,17 +46,18 @@ def stage(run: Path, name: str, manifest: dict[str, Any], taught: bool) -> str:
         config["student"] = _student(config.get("student"))
         config["mentor"] = config.get("mentor") and f"PATH/{config['mentor']}"
         config["from"] = config.get("from") and _gguf(config["from"])
-        config["two_pass"] = config.get("shared") is False
-        config["formats"] = [f"{key}={value:g}" for key, value in (config.get("formats") or {}).items()]
+        config["two_pass"], config["no_rationales"] = (config.get(key) is False for key in ("shared", "rationales"))
+        config |= {key: f"PATH/{key}" for key in ("ood", "general", "reworded") if key in manifest["inputs"]}
+        config["formats"] = [f"{key}={_value(value)}" for key, value in (config.get("formats") or {}).items()]
     if name == "export":
         words.append(f"--{config['precision']}")
     for key, flag in _FLAGS[name].items():
         value = config.get(key)
         if value is True:
             words.append(flag)
-        elif value not in (None, False, []):
+        elif value is not None and value is not False:
             for item in value if isinstance(value, list) else [value]:
-                words += [flag, f"{item:g}" if isinstance(item, float) else str(item)]
+                words += [flag, _value(item)]
     return _line(name, *words, "--run", _run(run))
 
 
@@ -92,8 +95,13 @@ def _run(run: Path) -> str:
     return f"runs/{run.resolve().name}" if run.is_absolute() or ".." in run.parts else run.as_posix()
 
 
+def _value(value: Any) -> str:
+    """A flag's value; whole numbers without a point, all digits of the others."""
+    return repr(value).removesuffix(".0") if isinstance(value, float) else str(value)
+
+
 def _subject(run: Path, name: str, precision: str) -> str:
-    for folder in ("export/bundle", "train/student"):
+    for folder in map("/".join, runs.PLACES):
         if name == runs.subject_name(run / folder):
             return f"{_run(run)}/{folder}"
     return _gguf(name) if precision == "gguf" or name in cards.names(cards.Teacher) else f"PATH/{name}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgedistill.report.device import name_of, valid
+from edgedistill.report.device import asked_of, model_of, name_of, valid
 from edgedistill.report.page import Section, number, p, percent, points, table
 from edgedistill.tasks.metrics import paired
 
@@ -66,8 +66,8 @@ def _both(a: str, b: str) -> str:
 
 
 def _speed(names: tuple[str, str], first: dict[str, Any], second: dict[str, Any]) -> str:
-    def entries(found: dict[str, Any]) -> dict[tuple[str, int, str, int], dict[str, Any]]:
-        return {(r["machine"]["cpu"], r["machine"]["cores"], name_of(entry), entry["threads"]): entry
+    def entries(found: dict[str, Any]) -> dict[tuple[str, str, str, int], dict[str, Any]]:
+        return {(model_of(r["machine"]), asked_of(entry, r), name_of(entry), entry["threads"]): entry
                 for r in found.get("bench", []) if valid(r) for entry in r["results"]}
 
     ours, theirs = entries(first), entries(second)
@@ -75,11 +75,12 @@ def _speed(names: tuple[str, str], first: dict[str, Any], second: dict[str, Any]
     if not both:
         return ""
 
-    def pair(key: str, place: tuple[str, int, str, int], scale: float = 1.0) -> str:
+    def pair(key: str, place: tuple[str, str, str, int], scale: float = 1.0) -> str:
         return f"{number(ours[place][key] / scale)} and {number(theirs[place][key] / scale)}"
 
     return p("Speed where both were measured on the same kind of machine, at different times: no test, only a look.") + table(
         "Speed of the two runs", {
-            "engine": [name for *_, name, _ in both], "threads": [place[3] for place in both],
+            "engine": [name for *_, name, _ in both], "asked": [place[1] for place in both],
+            "threads": [place[3] for place in both],
             "p50 ms": [pair("p50_ms", place) for place in both], "MB": [pair("bytes", place, 1e6) for place in both],
             "machine": [place[0] for place in both]})

@@ -75,6 +75,23 @@ def rows_of(entry: dict[str, Any], data: dict[str, Any] | None) -> str:
     return f"{plural(entry.get('counted') or data['n'], 'row')} of {data['name']}, {data['split']}" if data else "its own rows"
 
 
+def asked_of(entry: dict[str, Any], result: dict[str, Any]) -> str:
+    """What an entry was measured on, in words: the rows, else the lengths of its requests. Unlike words are no comparison."""
+    if result.get("data") or entry.get("accuracy") is not None:
+        return rows_of(entry, result.get("data"))
+    return f"{entry.get('input_tokens') or 0:g} tokens in, {entry.get('output_tokens') or 0:g} out"
+
+
+def model_of(machine: dict[str, Any]) -> str:
+    """A machine in words: what is the same of its like."""
+    return f"{machine['cpu']}, {plural(machine['cores'], 'core')}"
+
+
+def whole(machine: dict[str, Any]) -> str:
+    """All that a result says of its machine."""
+    return f"{model_of(machine)}, {machine.get('memory_gb') or '?'} GB, {machine['os']}"
+
+
 def points_of(results: list[dict[str, Any]], evals: list[dict[str, Any]]) -> dict[str, list[Point]]:
     """What was measured on a fit machine and counted, by the rows it was counted on; each at its fastest thread count.
 
@@ -110,8 +127,7 @@ def by_machine(results: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]
     """Results grouped by what the machine is."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for result in results:
-        m = result["machine"]
-        groups.setdefault(f"{m['cpu']}, {plural(m['cores'], 'core')}", []).append(result)
+        groups.setdefault(model_of(result["machine"]), []).append(result)
     return groups
 
 
@@ -235,8 +251,7 @@ def _comparisons(result: dict[str, Any]) -> str:
 
 def _health(result: dict[str, Any]) -> str:
     health = result.get("health") or {}
-    where = result["machine"]
-    facts = {"machine": f"{where['cpu']}, {plural(where['cores'], 'core')}, {where.get('memory_gb') or '?'} GB, {where['os']}",
+    facts = {"machine": whole(result["machine"]),
              "board": health.get("board"), "governor": health.get("governor"), "clock": _journey(health.get("mhz"), "MHz"),
              "temperature": _journey(health.get("celsius"), "°C")}
     if "throttled" in health:

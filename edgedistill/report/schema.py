@@ -1,7 +1,8 @@
 """What a result file must hold: checked before a page or a table is made from it, and named in one line where it does not.
 
 A specification is plain data: a dict of keys (`"key?"` may be missing or null, `"*"` stands for every other key), a list with
-the specification of its items, or one of the words of `_WORDS`. Keys that it does not name are allowed.
+the specification of its items (and a `1` where one must be there), or one of the words of `_WORDS`. Keys that it does not name
+are allowed.
 """
 
 from __future__ import annotations
@@ -53,6 +54,13 @@ KINDS: dict[str, Any] = {
         "compare?": {"other": "text", "difference": "number", "ci95": "range", "p": "share"},
         "predictions?": [{"id": "text", "correct": "flag"}]},
 }
+# What the commands read of a stage's manifest.
+CONFIGS: dict[str, Any] = {
+    "teach": {"config": {"task?": "text", "data?": "text", "teacher?": "text", "form?": "text"}, "inputs": {"*": "text"}},
+    "train": {"config": {"task?": "text", "student?": "text", "method?": "text", "formats?": {"*": "amount"}},
+              "inputs": {"*": "text"}},
+    "export": {"config": {"precision": "text", "max_drop?": "amount"}, "inputs": {"*": "text"}},
+}
 _ENTRY = {
     "name?": "text", "engine": "text", "precision": "text", "threads": "count", "input_tokens?": "amount",
     "output_tokens?": "amount", "n": "count", "p50_ms": "positive", "p90_ms": "amount", "p95_ms?": "amount", "p99_ms": "amount",
@@ -68,13 +76,13 @@ _HEALTH = {
     "loadavg?": ["amount"], "steal_percent?": "amount", "energy?": "text"}
 KINDS["bench"] = ORIGIN | {
     "subject": "text", "task?": "text", "data?": {"name": "text", "split": "text", "n": "count"}, "command?": "text",
-    "results": [_ENTRY], "health?": _HEALTH,
+    "results": [_ENTRY, 1], "health?": _HEALTH,
     "comparisons?": [{"name": "text", "other": "text", "threads": "count", "ratio": "amount", "ci95": "range",
                       "different": "flag"}],
     "probes?": [{"threads": "count", "read_gb_s?": "amount", "gemm_gflops?": "amount", "ms?": "amount"}]}
 # What a file must hold besides to stand on the board: who measured what can be seen, and the samples are there.
 BOARD = KINDS["bench"] | {
-    "command": "text", "results": [_ENTRY | {"name": "text", "peak_rss_mb": "amount"}],
+    "command": "text", "results": [_ENTRY | {"name": "text", "peak_rss_mb": "amount"}, 1],
     "health": _HEALTH | {"valid": "flag", "why": ["text"]},
     "raw": [{"name": "text", "threads": "count", "ms": ["amount"]}]}
 
@@ -106,6 +114,8 @@ def problems(value: Any, spec: Any, key: str = "") -> Iterator[str]:
         if not isinstance(value, list):
             yield f"{key} is {_short(value)}, expected a list"
             return
+        if len(value) < sum(spec[1:]):
+            yield f"{key} is empty, expected at least one item"
         for i, item in enumerate(value):
             yield from problems(item, spec[0], f"{key}[{i}]")
     elif not isinstance(value, dict):

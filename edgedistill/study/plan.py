@@ -46,9 +46,9 @@ class Plan:
             except Error as error:
                 self.unknown[name] = str(error)
                 continue
-            # The optimizer, the dev rows and the checkpoints take about two fifths more than the steps.
+            a_step = defaults.BESIDE_STEPS * found["seconds_per_step"]
             self.rates[name] = {"tokens_per_question": found["tokens_per_question"],
-                                "seconds_per_token": 1.4 * found["seconds_per_step"] / found["longest_tokens"]}
+                                "seconds_per_token": a_step / found["longest_tokens"]}
             runs.write_json(self._file, self.rates)
 
     def seconds(self, cell: Cell) -> float | None:

@@ -149,7 +149,7 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     if stage.path is None:
         shutil.rmtree(folder.parent)
         return _dry_run(trainer, batcher, config, steps, shown, cuda)
-    say(f"  time      about {clock(_seconds(trainer, batcher) * steps * 1.4)} (from one step on this machine)"
+    say(f"  time      about {clock(defaults.BESIDE_STEPS * _seconds(trainer, batcher) * steps)} (from one step on this machine)"
         + (f"; resumed from {last.name}" if last else ""))
     trainer.deadline = job.deadline
     lines = trainer_.Lines(trainer)
@@ -334,7 +334,7 @@ def _dry_run(trainer: Any, batcher: Batcher, config: dict[str, Any], steps: int,
     seconds = (time.monotonic() - start) / 2
     peak = round(torch.cuda.max_memory_allocated() / 1e6, 1) if cuda else machine.peak_rss_mb()
     say(f"  measured  {peak:.0f} MB in one real step of the longest questions, {seconds:.1f} s")
-    say(f"  time      {clock(1.4 * seconds * steps)} at most; nothing was trained (--dry-run)")
+    say(f"  time      {clock(defaults.BESIDE_STEPS * seconds * steps)} at most; nothing was trained (--dry-run)")
     return {**machine.origin("train-plan"), "method": config["method"], "student": config["student"], "steps": steps,
             "batch_size": config["batch_size"], **shown, "peak_memory_mb": peak, "seconds_per_step": round(seconds, 2),
             "longest_tokens": sum(lengths[i] for i in worst)}

@@ -241,7 +241,8 @@ def load(place: str | Path) -> Student:
         elif config.model_type in DECODERS:
             kind, auto = DecoderStudent, AutoModelForCausalLM
         else:
-            raise UsageError(f"{place}: a {config.model_type} model; known families: {', '.join(T5S + DECODERS)}")
+            raise UsageError(f"{place}: a {config.model_type} model; known families: {', '.join(T5S + DECODERS)}; "
+                             "others are not trained, but export --layout optimum writes them")
         if not stacks.supported(config):
             raise UsageError(f"{place}: its activation function is not supported; known: {', '.join(packed.ACTIVATIONS)}")
         model = (reparam.restore(auto, config, place) if getattr(config, "edgedistill_ffn", None)

@@ -4,7 +4,8 @@
 #     sh install.sh BUNDLE [FOLDER] [PACKAGE]
 #
 # Makes FOLDER (default: ~/edgedistill) with a virtual environment that holds the base package and nothing else (PACKAGE is what
-# pip installs: edgedistill, or a wheel's path), copies the bundle there, checks its hashes and asks it a question.
+# pip installs: edgedistill from an index, or the path of a wheel that `pip wheel --no-deps -w dist .` made of a checkout),
+# copies the bundle there, checks its hashes and asks it a question.
 # pip's own settings (PIP_INDEX_URL, PIP_NO_INDEX, ...) hold. Nothing needs root; to remove it all, remove FOLDER.
 set -eu
 fail() { echo "install: $1" >&2; exit 2; }
