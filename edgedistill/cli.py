@@ -134,6 +134,8 @@ def train(
                                                    f"{defaults.RESAMPLE:g}).")] = None,
     rationales: Annotated[bool, typer.Option("--rationales/--no-rationales", help="hybrid: with rationales beside the "
                                              "labels.")] = True,
+    reworded: Annotated[str | None, typer.Option(help="hybrid: a run whose teacher put the rows in other words (teach "
+                                                 "--task svamp-reworded).")] = None,
     rounds: Annotated[int, typer.Option(help="hybrid: rounds of self-training on rows without a label.")] = defaults.ROUNDS,
     mentor: Annotated[str | None, typer.Option(help="logit-kd: a larger student's folder, of the same tokenizer.")] = None,
     temperature: Annotated[float, typer.Option(help="logit-kd: of the mentor's distribution.")] = defaults.TEMPERATURE,
@@ -169,7 +171,8 @@ def train(
     _show(verb(student, run=run, tiny=tiny, method=method, task=task, data=data, column=_columns(column), epochs=epochs,
                tokens=tokens, batch_size=batch_size, learning_rate=learning_rate, alpha=alpha, weighting=weighting,
                two_pass=two_pass, mutual_information=mutual_information, match=match, formats=_shares(formats),
-               resample=resample, rationales=rationales, rounds=rounds, mentor=mentor, temperature=temperature,
+               resample=resample, rationales=rationales, reworded=reworded, rounds=rounds, mentor=mentor,
+               temperature=temperature,
                factors=factors, ood=ood, general=general, optimizer=optimizer, layers=layers,
                vocabulary=vocabulary, carve_from=carve_from, batch_tokens=batch_tokens,
                gradient_checkpointing=gradient_checkpointing, vram=vram,

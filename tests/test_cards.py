@@ -18,6 +18,7 @@ from edgedistill.tasks.data import Row
 from edgedistill.tasks.task import Task
 from edgedistill.teach import judge
 from edgedistill.teach.source import resolve
+from edgedistill.train.reworded import texts
 
 KINDS = {"teachers/models": cards.Teacher, "teachers/tasks": Task, "export/targets": cards.Target}
 FILES = sorted(path for top in ("teachers", "export") for path in kit.folder(top).rglob("*.toml"))
@@ -167,7 +168,15 @@ def test_calculations_in_a_rationale_are_right(task, exemplar):
 
 
 def test_equations_come_with_steps():
-    assert {id(e) for _, e in STEPPED} >= {id(e) for task, e in EXEMPLARS if task.kind == "equation"}
+    asked = [task for task in TASKS if any(style.executable for style in task.prompts.values())]
+    assert {id(e) for _, e in STEPPED} >= {id(e) for task in asked for e in task.exemplars} and len(asked) >= 2
+
+
+def test_reworded_exemplars_count_as_other_words():
+    task = next(task for task in TASKS if task.name == "svamp-reworded")
+    for exemplar in task.exemplars:
+        entry = {"rationale": exemplar.rationale, "answer": exemplar.answer}
+        assert texts(task, Row("1", exemplar.input, exemplar.answer), exemplar.answer, [entry]) == [exemplar.rationale]
 
 
 @pytest.mark.parametrize(("task", "exemplar"), STEPPED, ids=ids(STEPPED))

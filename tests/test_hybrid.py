@@ -84,6 +84,49 @@ def test_rationales_are_drawn_in_turn() -> None:
     assert [len(texts(batcher_of(share, made=alone), 0, 0)[1]) for share in (0.0, 1.0)] == [2, 1]  # fresh: the label only
 
 
+def entry(text: str, answer: str | None = "( 13 + 42 )", row: str = "a") -> dict:
+    return {"id": row, "sample": 0, "rationale": text, "answer": answer, "verdict": "verified"}
+
+
+def test_other_words_count_where_numbers_and_the_teachers_own_answer_are_the_rows() -> None:
+    told = [entry("A shop sells 13 pens at noon and 42 at night. What does it sell in all?"),
+            entry("Tom has 13 apples and buys 42 more. How many has he now?"),                   # hardly other words
+            entry("A shop sells 13 pens at noon and 42 at night. What does it sell in all then?"),
+            entry("A shop has 42 pens and sells 13. What is left?", "( 42 - 13 )"),              # another problem
+            entry("A shop sells 13 pens at noon, 42 at night and 7 later. How many?"),           # another number
+            entry("A hall holds thirteen chairs, and 42 are brought. How many are there?"),      # one in words
+            entry("A bus with 42 people takes on 13 others. How many are in it?", "42 + 13"),
+            entry("A bag holds 13 nuts and another one 42 of them. How many is that?", None), entry("", None)]
+    given = {"a": told, "b": [entry("9 men came and 5 went. How many remain there?", "9 - 5", "b")], "z": told}
+    unlabelled = [Row(row.id, row.input, None if row.id == "b" else row.label) for row in ROWS]
+    made = questions("hybrid", tiny_students.TASK, unlabelled, CORPUS, rationales=False, other_words=given)
+    assert [q.id for q in made] == ["a", "a-reworded-1", "a-reworded-2", "c"]  # no label, no other words
+    assert [q.text for q in made[1:3]] == [told[0]["rationale"], told[6]["rationale"]]
+    assert {q.label for q in made[:3]} == {"( 13 + 42 )"}
+    batcher = batcher_of(1.0, made=made)
+    a, b = (word for word in texts(batcher, 1, 0)[0].split() if word.isdigit())
+    assert texts(batcher, 1, 0)[1] == [f"( {a} + {b} )"] and (a, b) != ("13", "42")
+
+
+def test_a_student_learns_from_the_other_words_of_its_training_rows_alone(folder: str, tmp_path: Path, capsys) -> None:
+    run, other = tiny_students.taught_run(tmp_path / "run"), tiny_students.taught_run(tmp_path / "other")
+    rows = [json.loads(line) for line in (run / "teach" / "data" / "train.jsonl").read_text().splitlines()]
+    told = [entry(f"It is {row['input']}, then, as they say?", row["label"], row["id"]) for row in rows]
+    strange = entry("What no row is about?", row="no-row")
+    (other / "teach" / "corpus.jsonl").write_text("".join(json.dumps(each) + "\n" for each in [*told, strange]))
+    (run / "teach" / "data" / "dev.jsonl").unlink(missing_ok=True)  # dev rows are held out of the training's
+    settings = dict(run=str(run), method="hybrid", rationales=False, epochs=1, batch_size=8)
+    result = train(folder, reworded=str(other), **settings)
+    manifest = runs.finished(run, "train")
+    held = len(rows) - manifest["config"]["questions"] // 2
+    assert held >= 1 and manifest["config"]["questions"] == result["questions"] == 2 * (len(rows) - held)
+    assert manifest["inputs"]["reworded"] == runs.sha256(other / "teach" / "corpus.jsonl")
+    with pytest.raises(UsageError, match="another configuration: questions is .*reworded"):
+        train(folder, **settings)
+    with pytest.raises(UsageError, match="--reworded .*nowhere: no finished teach stage; make it: edgedistill teach --task"):
+        train(folder, reworded=str(tmp_path / "nowhere"), **settings)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> str:
     tiny_students.t5().save(tmp_path / "tiny-t5", {}, "# card\n")
@@ -257,6 +300,7 @@ def test_bad_settings_are_one_line_errors(tmp_path: Path) -> None:
     for settings, message in [
         ({"resample": 1.5}, "--resample 1.5, .*between 0 and 1"), ({"rounds": -1}, "rounds are 0 to 10"),
         ({"method": "step-by-step", "resample": 0.5}, "are parts of --method hybrid"),
+        ({"method": "finetune", "reworded": run}, "are parts of --method hybrid"),
         ({"method": "finetune", "rounds": 1}, "are parts of --method hybrid"),
         ({"method": "step-by-step", "rationales": False}, "are parts of --method hybrid"),
         ({"mutual_information": 0.1, "rationales": False}, "without --two-pass and --no-rationales"),

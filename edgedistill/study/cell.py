@@ -118,8 +118,7 @@ def _keywords(study: Study, material: Material, cell: Cell, tokens: int | None, 
                 **study.settings_of(cell.data, cell.student, cell.method)}
     if tokens:
         keywords["tokens"] = tokens
-    if "ood" in keywords:
-        keywords["ood"] = place(keywords["ood"])
+    keywords |= {key: place(keywords[key]) for key in ("ood", "reworded") if key in keywords}
     if "general" in keywords:
         keywords["general"] = material.general(keywords["general"])
     if mentor:

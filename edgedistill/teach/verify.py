@@ -91,8 +91,8 @@ def settle(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if len(own) > 1 and not entry["hint"]:
             entry = {**entry, "agreement": round(values[entry["value"]] / len(own), 4)}
         if entry["verdict"] in USABLE:
-            seen, words = _spelled(entry), set(_WORD.findall((entry["rationale"] or "").lower()))
-            if any(_overlap(words, text) >= (SAME_EQUATIONS if seen == theirs else SAME_WORDS) for theirs, text in kept):
+            seen, words = _spelled(entry), words_of(entry["rationale"] or "")
+            if any(overlap(words, text) >= (SAME_EQUATIONS if seen == theirs else SAME_WORDS) for theirs, text in kept):
                 entry = {**entry, "verdict": "duplicate", "reason": "it repeats an earlier sample"}
             else:
                 kept.append((seen, words))
@@ -124,5 +124,11 @@ def _spelled(entry: dict[str, Any]) -> tuple[str, ...]:
     return tuple("".join(side.split()) for side in sides)
 
 
-def _overlap(a: set[str], b: set[str]) -> float:
+def words_of(text: str) -> set[str]:
+    """The words of a text, numbers among them, in small letters."""
+    return set(_WORD.findall(text.lower()))
+
+
+def overlap(a: set[str], b: set[str]) -> float:
+    """Shared words of two texts over all of them."""
     return len(a & b) / len(a | b) if a | b else 1.0

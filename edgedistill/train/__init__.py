@@ -23,7 +23,7 @@ def train(
     epochs: float = defaults.EPOCHS, tokens: float | None = None, batch_size: int = defaults.BATCH_SIZE,
     learning_rate: float | None = None, alpha: float = defaults.ALPHA, weighting: str = defaults.WEIGHTING,
     two_pass: bool = False, mutual_information: float = 0.0, match: str | None = None, formats: dict[str, float] | None = None,
-    resample: float | None = None, rationales: bool = True, rounds: int = defaults.ROUNDS,
+    resample: float | None = None, rationales: bool = True, reworded: str | None = None, rounds: int = defaults.ROUNDS,
     mentor: str | None = None, temperature: float = defaults.TEMPERATURE, ood: str | None = None,
     general: str | None = None, optimizer: str | None = None, layers: int | None = None,
     vocabulary: int | None = None, carve_from: str = defaults.TEACHER, factors: int = defaults.FACTORS,
@@ -47,7 +47,8 @@ def train(
     - `match`: "distribution" takes the run's soft targets in the place of the teacher's tokens, "sample" does not
       (default: distribution for specialize, where there are any). `formats` are specialize's shares.
     - For hybrid: `resample` is the share of draws with fresh numbers, of tasks of kind equation; `rationales` may be left
-      out; `rounds` of self-training begin anew with the student's own answers to rows without a label, the `tokens` shared.
+      out; `reworded` is a run whose teacher put the rows in other words (train/reworded.py); `rounds` of self-training begin
+      anew with the student's own answers to rows without a label, the `tokens` shared.
     - `mentor`: for logit-kd, a student folder with the same tokenizer; its share is 1 - `alpha`, at `temperature`.
     - `factors`: reparam throws the student's FFNs away, trains a random linear chain of so many matrices in the place of
       each and saves it merged to one. It pays only where an FFN is to go (train/reparam.py).
@@ -65,6 +66,7 @@ def train(
     from edgedistill.train.batches import WEIGHTINGS
     from edgedistill.train.fit import Job, fit
     from edgedistill.train.methods import CHAINS, TWO_TASKS, questions
+    from edgedistill.train.reworded import read
     from edgedistill.train.selftrain import fit_rounds
 
     numbers = {"--epochs": epochs, "--tokens": tokens, "--learning-rate": learning_rate, "--temperature": temperature,
@@ -84,8 +86,9 @@ def train(
     if mutual_information and (method not in TWO_TASKS or two_pass or not rationales):
         raise UsageError("--mutual-information couples a label with its rationale: it needs --method step-by-step or hybrid in "
                          "the shared form, without --two-pass and --no-rationales")
-    if method != "hybrid" and (resample is not None or rounds or not rationales):
-        raise UsageError("--resample, --no-rationales and --rounds are parts of --method hybrid; leave them out or take it")
+    if method != "hybrid" and (resample is not None or rounds or reworded or not rationales):
+        raise UsageError("--resample, --no-rationales, --reworded and --rounds are parts of --method hybrid; leave them out or "
+                         "take it")
     if not 0 <= (resample or 0) <= 1 or not 0 <= rounds <= 10:
         raise UsageError(f"--resample {resample or 0:g}, --rounds {rounds}: a share is between 0 and 1, rounds are 0 to 10")
     if rounds and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -116,8 +119,12 @@ def train(
         if (Path(folder) / "model.safetensors").is_file() and folder:
             inputs[name] = runs.sha256(Path(folder) / "model.safetensors")
 
+    other_words = read(reworded) if reworded else None
+    if reworded:
+        inputs["reworded"] = runs.sha256(Path(reworded) / "teach" / "corpus.jsonl")
+
     def ask(rows: list[Row]) -> list[Any]:
-        return questions(method, card, rows, corpus, formats, rationales)
+        return questions(method, card, rows, corpus, formats, rationales, other_words)
 
     rows = splits["train"]
     asked = ask(rows)
@@ -265,10 +272,11 @@ def _dev_rows(splits: dict[str, list[Row]], asked: list[Any], card: Task) -> tup
     labelled = [row for row in splits.get("dev", []) if row.label is not None]
     if labelled:
         return labelled, "dev"
+    by_id = {row.id: row for row in splits["train"]}
+    asked = [question for question in asked if question.id in by_id]  # their own words alone
     if len(asked) < 2:
         raise UsageError("one question cannot be split into training and dev; teach at least two rows")
     n = max(1, round(defaults.DEV_SHARE * len(asked)))
     chosen = sorted(random.Random("dev-0").sample(range(len(asked)), n))
-    by_id = {row.id: row for row in splits["train"]}
     return ([Row(asked[i].id, by_id[asked[i].id].input, asked[i].label, None, by_id[asked[i].id].choices)
              for i in chosen], "held-out questions, against the teacher's answers")

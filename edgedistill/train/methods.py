@@ -10,6 +10,8 @@
 | logit-kd | as step-by-step's, with the mentor's distribution beside it | - |
 | reparam | as step-by-step's (what differs is the model) | - |
 | hybrid | as step-by-step's, with fresh numbers (resample.py) or of the student's own (selftrain.py) | as step-by-step's |
+
+hybrid may have the questions in other words too (reworded.py), with labels alone.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from edgedistill.errors import UsageError
 from edgedistill.tasks.data import Row
 from edgedistill.tasks.metrics import majority
 from edgedistill.tasks.task import Task
+from edgedistill.train import reworded
 
 METHODS = ("finetune", "seq-kd", "step-by-step", "single-task", "specialize", "logit-kd", "reparam", "hybrid")
 TWO_TASKS = ("step-by-step", "hybrid")  # label and rationale by a prefix each
@@ -60,9 +63,10 @@ class Question:
 
 
 def questions(method: str, task: Task, rows: list[Row], corpus: list[dict[str, Any]],
-              shares: dict[str, float] | None = None, rationales: bool = True) -> list[Question]:
+              shares: dict[str, float] | None = None, rationales: bool = True,
+              other_words: dict[str, list[dict[str, Any]]] | None = None) -> list[Question]:
     """The training questions of `method`, in the rows' order; `shares` of FORMATS are for specialize, hybrid may go without
-    `rationales`.
+    `rationales` and have `other_words` (reworded.read), each text a question of its own behind its row's.
 
     Raises `UsageError` when none has a target.
     """
@@ -92,6 +96,8 @@ def questions(method: str, task: Task, rows: list[Row], corpus: list[dict[str, A
             slots = (tuple(Target("label", f"{text} {answer}", sample) for sample, text in trusted)
                      or (Target("label", answer),),)
         made.append(Question(row.id, task.question(row), label, slots))
+        made += [Question(f"{row.id}-reworded-{n}", text, label, ((Target("label", label),),))
+                 for n, text in enumerate(reworded.texts(task, row, label, (other_words or {}).get(row.id, ())), 1)]
     if not made:
         raise UsageError(f"--method {method}: no question has a target; "
                          + ("the rows have no labels" if method == "finetune" or not corpus else "the teacher answered none"))

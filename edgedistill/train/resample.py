@@ -94,6 +94,11 @@ def template(question: str, label: str, rationales: Iterable[str] = ()) -> Templ
     return Template(parts, items, tuple(kept), tuple(sorted(counts)), tuple(results))
 
 
+def numbers(text: str) -> set[Fraction]:
+    """The numbers in a text's digits."""
+    return set(_values(_parts(text)))
+
+
 def _parts(text: str) -> tuple[str, ...]:
     """text, number, text, number, ..., text"""
     return tuple(_NUMBER.split(text))
