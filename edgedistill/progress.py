@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
+from collections.abc import Iterator
 
 QUIET = os.environ.get("RANK", "0") != "0"  # of the processes that torchrun starts, the first one speaks
 
@@ -23,6 +25,17 @@ def say(text: str = "") -> None:
     """A line for the user. On stderr, so that stdout stays free for results."""
     if not QUIET:
         print(text, file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Nothing is said inside."""
+    global QUIET
+    before, QUIET = QUIET, True
+    try:
+        yield
+    finally:
+        QUIET = before
 
 
 class Progress:

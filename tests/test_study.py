@@ -183,6 +183,8 @@ def test_the_plan_has_hours_and_runs_nothing(place: Path, tmp_path: Path, monkey
     assert "4: 2 done, 2 begun, 0 to do" in capsys.readouterr().err
     fresh = study(str(place / "small.toml"), run=str(tmp_path / "fresh"), dry_run=True, threads=1)
     assert fresh["unknown"] == 0 and fresh["hours"] > 0 and not (tmp_path / "fresh" / "cells").exists()
+    told = capsys.readouterr().err
+    assert told.count("study: a step of ") == 2 and "train plan" not in told  # a line a kind, not a training's whole plan
 
 
 def test_mentors_other_tests_and_general_text(place: Path, tmp_path: Path) -> None:

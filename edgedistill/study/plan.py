@@ -7,7 +7,7 @@ from typing import Any
 
 from edgedistill import defaults, runs
 from edgedistill.errors import Error
-from edgedistill.progress import clock, say
+from edgedistill.progress import clock, quietly, say
 from edgedistill.study import cell as cell_
 from edgedistill.study.grid import Cell, needs
 from edgedistill.study.material import Material
@@ -42,7 +42,8 @@ class Plan:
                 continue
             try:
                 mentor = needs(self.study, self.planned, cell).get("mentor")
-                found = cell_.dry_run(self.study, self.material, cell, mentor, threads)
+                with quietly():
+                    found = cell_.dry_run(self.study, self.material, cell, mentor, threads)
             except Error as error:
                 self.unknown[name] = str(error)
                 continue
@@ -50,6 +51,7 @@ class Plan:
             self.rates[name] = {"tokens_per_question": found["tokens_per_question"],
                                 "seconds_per_token": a_step / found["longest_tokens"]}
             runs.write_json(self._file, self.rates)
+            say(f"study: a step of {name} takes {found['seconds_per_step']:g} s")
 
     def seconds(self, cell: Cell) -> float | None:
         """What a cell will take from its beginning, None where nothing like it was measured."""
