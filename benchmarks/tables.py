@@ -148,6 +148,39 @@ def methods() -> str:
     return "\n".join(lines)
 
 
+def studies() -> str:
+    """What the studies that were run say so far, from `results/studies/`."""
+    lines = []
+    for path in sorted((RESULTS / "studies").glob("*/study.json")):
+        found, name = _json(path), path.parent.name
+        baseline = ", ".join(dict.fromkeys(f"`{e['against']['baseline']}`" for e in found["entries"] if e["against"]))
+        lines += [f"{found['title']}: {found['done']} of {found['planned']} cells so far "
+                  f"([study](benchmarks/studies/{name}.toml), [result files](benchmarks/results/studies/{name})):", "",
+                  f"| student | method | labels | dev | right | minus {baseline} | p (Holm) |", "|---|---|---|---|---|---|---|"]
+        for e in sorted(found["entries"], key=lambda e: (e["data"], e["student"], -e["labels"], -e["dev_accuracy"])):
+            other = e["against"]
+            low, high = (100 * x for x in other["ci95"]) if other else (0, 0)
+            lines.append(
+                f"| {e['student']}, {e['parameters'] / 1e6:.0f} M | `{e['method']}` | {100 * e['labels']:g} % | "
+                f"{100 * e['dev_accuracy']:.1f} % | {_share(e['accuracy'], e['ci95'])} of {e['n']} | "
+                + (f"{100 * other['difference']:+.1f} ({low:+.1f} to {high:+.1f}) | {other['p']:.2g} ({other['p_holm']:.2g})"
+                   if other else "|") + " |")
+        lines.append("")
+    if (path := RESULTS / "svamp-plus.json").is_file():
+        found = _json(path)
+        rows, test, alone, more = found["rows"], found["test"], found["finetune"], found["minus_finetune"]
+        lines += [f"With {rows['asdiv']:,} problems of ASDiv and {rows['multiarith']} of MultiArith beside SVAMP's "
+                  f"{rows['svamp']}, `hybrid` without rationales brings {found['train']['parameters'] / 1e6:.0f} M parameters "
+                  f"to **{_share(test['accuracy'], test['ci95'])}** of SVAMP's {test['n']} test rows, with "
+                  f"{found['tokens']:,.0f} tokens in {found['train']['seconds'] / 60:.0f} min on {found['machine']['cores']} "
+                  f"cores: {100 * more['difference']:+.1f} points ({100 * more['ci95'][0]:+.1f} to {100 * more['ci95'][1]:+.1f}"
+                  f", p = {more['p']:.2g}) beside `finetune` on SVAMP's alone with five epochs, "
+                  f"{_share(alone['accuracy'], alone['ci95'])}; what part of it is the rows', the tokens' or the fresh "
+                  "numbers' was not taken apart ([script](benchmarks/svamp_plus.py), "
+                  "[result](benchmarks/results/svamp-plus.json)).", ""]
+    return "\n".join(lines).rstrip()
+
+
 def edge() -> str:
     """The engine beside its peers, from `results/edge-speed/`, `edge-exact/` and `bundle-fuzz.json`."""
     lines = []
@@ -213,9 +246,10 @@ def board() -> str:
 def write(text: str) -> str:
     """The README's text with the figures of today's result files between its markers."""
     for name, make in (("demo", demo), ("svamp", svamp), ("teach", teach), ("train", train), ("methods", methods),
+                       ("studies", studies),
                        ("edge", edge), ("trust", trust), ("board", board)):
-        text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)", lambda m, make=make: f"{m[1]}{make()}\n{m[2]}", text,
-                      flags=re.DOTALL)
+        text = re.sub(rf"(<!-- {name} -->\n).*?(<!-- end -->)",
+                      lambda m, make=make: f"{m[1]}{make()}".rstrip() + f"\n{m[2]}", text, flags=re.DOTALL)
     return text
 
 

@@ -137,8 +137,11 @@ def train(
     reworded: Annotated[str | None, typer.Option(help="hybrid: a run whose teacher put the rows in other words (teach "
                                                  "--task svamp-reworded).")] = None,
     rounds: Annotated[int, typer.Option(help="hybrid: rounds of self-training on rows without a label.")] = defaults.ROUNDS,
-    mentor: Annotated[str | None, typer.Option(help="logit-kd: a larger student's folder, of the same tokenizer.")] = None,
-    temperature: Annotated[float, typer.Option(help="logit-kd: of the mentor's distribution.")] = defaults.TEMPERATURE,
+    mentor: Annotated[str | None, typer.Option(help="logit-kd, hybrid: a larger student's folder, of the same "
+                                               "tokenizer.")] = None,
+    mentor_share: Annotated[float | None, typer.Option(help="hybrid: the mentor's share of the loss (default "
+                                                       f"{defaults.MENTOR_SHARE:g}).")] = None,
+    temperature: Annotated[float, typer.Option(help="Of the mentor's distribution.")] = defaults.TEMPERATURE,
     factors: Annotated[int, typer.Option(help="reparam: matrices of the linear chain in each FFN's place, 1 to 3.")
                        ] = defaults.FACTORS,
     ood: Annotated[str | None, typer.Option(help="Another data set whose dev rows are watched; its best checkpoint is kept "
@@ -172,8 +175,8 @@ def train(
                tokens=tokens, batch_size=batch_size, learning_rate=learning_rate, alpha=alpha, weighting=weighting,
                two_pass=two_pass, mutual_information=mutual_information, match=match, formats=_shares(formats),
                resample=resample, rationales=rationales, reworded=reworded, rounds=rounds, mentor=mentor,
-               temperature=temperature,
-               factors=factors, ood=ood, general=general, optimizer=optimizer, layers=layers,
+               mentor_share=mentor_share, temperature=temperature, factors=factors, ood=ood, general=general,
+               optimizer=optimizer, layers=layers,
                vocabulary=vocabulary, carve_from=carve_from, batch_tokens=batch_tokens,
                gradient_checkpointing=gradient_checkpointing, vram=vram,
                dry_run=dry_run, resume=resume, max_hours=max_hours, report_to=report_to, seed=seed, threads=threads,

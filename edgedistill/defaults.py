@@ -36,6 +36,7 @@ TEMPERATURE = 2.0            # logit-kd: Lee's best for the smaller students are
 FORMATS = {"zero-shot": 0.75, "in-context": 0.15, "zero-shot-answer": 0.05, "in-context-answer": 0.05}
 # hybrid, each part a switch (benchmarks/studies/hybrid-ablation.toml takes them off in turn)
 RESAMPLE = 0.5               # of the draws of an equation row have fresh numbers
+MENTOR_SHARE = 0.5           # of the loss, where a mentor is named
 ROUNDS = 0                   # of self-training; each costs a training more, and only rows without a label gain by it
 SELF_SAMPLES = 8             # answers to a question without a label
 SELF_SHARE = 0.75            # of them that must come to one value

@@ -37,17 +37,22 @@ def ask(folder: str, sources: list[list[int]]) -> dict[str, list[list[int]]]:
 
 
 def readme(folder: str, questions: list[str]) -> list[str]:
-    """What the code in a folder's README prints for `questions`."""
+    """What the code in a folder's README prints for `questions`, or for its own text."""
     lines = (Path(folder) / "README.md").read_text(encoding="utf-8").splitlines()
     code = "\n".join(line[4:] for line in lines if line.startswith("    ") and "pip install" not in line)
-    given = next(line for line in code.splitlines() if line.startswith("questions = "))
+    given = next((line for line in code.splitlines() if line.startswith("questions = ")), "\0")
     printed: list[list[str]] = []
     os.chdir(folder)
     exec(code.replace(given, f"questions = {questions!r}"), {"print": printed.append})
     return printed[0]
 
 
-VERBS = {"ask": ask, "readme": readme, "export": lambda folder, run: export(folder, run=run, layout="optimum")}
+def exported(folder: str, run: str) -> dict:
+    """The result of the export, and what its README's code prints."""
+    return {**export(folder, run=run, layout="optimum"), "printed": readme(f"{run}/export/optimum", [])}
+
+
+VERBS = {"ask": ask, "readme": readme, "export": exported}
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

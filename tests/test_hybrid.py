@@ -15,10 +15,11 @@ import torch
 from edgedistill import defaults, runs
 from edgedistill.errors import Stopped, UsageError
 from edgedistill.tasks.data import Row
-from edgedistill.train import selftrain, train
+from edgedistill.train import selftrain, train, trainer
 from edgedistill.train.batches import Batcher
 from edgedistill.train.methods import Question, questions
 from edgedistill.train.students import load
+from edgedistill.train.trainer import Loss, model_inputs
 
 ROWS = [Row("a", "Tom has 13 apples and buys 42 more. How many has he?", "( 13 + 42 )"),
         Row("b", "5 of 9 birds fly away. How many stay?", "( 9 - 5 )"),
@@ -96,6 +97,7 @@ def test_other_words_count_where_numbers_and_the_teachers_own_answer_are_the_row
             entry("A shop sells 13 pens at noon, 42 at night and 7 later. How many?"),           # another number
             entry("A hall holds thirteen chairs, and 42 are brought. How many are there?"),      # one in words
             entry("A bus with 42 people takes on 13 others. How many are in it?", "42 + 13"),
+            entry("A yard has 42 hens and 13 new ones, but seven leave. How many are there?"),   # a number besides, in words
             entry("A bag holds 13 nuts and another one 42 of them. How many is that?", None), entry("", None)]
     given = {"a": told, "b": [entry("9 men came and 5 went. How many remain there?", "9 - 5", "b")], "z": told}
     unlabelled = [Row(row.id, row.input, None if row.id == "b" else row.label) for row in ROWS]
@@ -113,7 +115,8 @@ def test_a_student_learns_from_the_other_words_of_its_training_rows_alone(folder
     rows = [json.loads(line) for line in (run / "teach" / "data" / "train.jsonl").read_text().splitlines()]
     told = [entry(f"It is {row['input']}, then, as they say?", row["label"], row["id"]) for row in rows]
     strange = entry("What no row is about?", row="no-row")
-    (other / "teach" / "corpus.jsonl").write_text("".join(json.dumps(each) + "\n" for each in [*told, strange]))
+    hinted = [{**each, "hint": True, "rationale": f"Told the answer, {each['rationale']}"} for each in told]
+    (other / "teach" / "corpus.jsonl").write_text("".join(json.dumps(each) + "\n" for each in [*hinted, *told, strange]))
     (run / "teach" / "data" / "dev.jsonl").unlink(missing_ok=True)  # dev rows are held out of the training's
     settings = dict(run=str(run), method="hybrid", rationales=False, epochs=1, batch_size=8)
     result = train(folder, reworded=str(other), **settings)
@@ -123,8 +126,45 @@ def test_a_student_learns_from_the_other_words_of_its_training_rows_alone(folder
     assert manifest["inputs"]["reworded"] == runs.sha256(other / "teach" / "corpus.jsonl")
     with pytest.raises(UsageError, match="another configuration: questions is .*reworded"):
         train(folder, **settings)
+    (other / "teach" / "corpus.jsonl").write_text(json.dumps(strange) + "\n")
+    with pytest.raises(UsageError, match="no text of it can be used for these .* was it taught the same rows"):
+        train(folder, reworded=str(other), **settings)
     with pytest.raises(UsageError, match="--reworded .*nowhere: no finished teach stage; make it: edgedistill teach --task"):
         train(folder, reworded=str(tmp_path / "nowhere"), **settings)
+
+
+def test_a_mentor_is_asked_for_fresh_numbers_too() -> None:
+    student, mentor = tiny_students.decoder(), tiny_students.decoder()
+    for each in (student, mentor):
+        each.set_task(tiny_students.TASK, shared=True)
+    for parameter in mentor.model.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    batcher = Batcher(student, asked(), batch_tokens=10_000, resample=1.0, mentor=mentor)
+    seen = set()
+    for batcher.epoch in range(3):
+        (micro,) = batcher([0, 1, 2])["micro"]
+        with torch.no_grad():  # of the same shape, pieces and format: it reads what the student does
+            again = mentor.hidden(model_inputs(micro))
+        assert torch.allclose(micro["mentor"].float(), again, atol=0.05)
+        seen.add(tuple(micro["targets"].tolist()))
+    assert len(seen) == 3
+    assert Batcher(student, asked(), batch_tokens=10_000, mentor=mentor).asking is None  # nothing is asked later
+
+
+def test_a_student_learns_from_a_mentor_with_fresh_numbers(folder: str, tmp_path: Path, monkeypatch) -> None:
+    large = tiny_students.taught_run(tmp_path / "large")
+    train(folder, run=str(large), method="finetune", epochs=1, batch_size=8)
+    run, settings = str(tiny_students.taught_run(tmp_path / "small")), dict(method="hybrid", epochs=1, batch_size=8)
+    mentor = str(large / "train" / "student")
+    with pytest.raises(UsageError, match="large-student: it was trained by finetune .* take one trained by step-by-step or hy"):
+        train(folder, run=run, mentor=mentor, **settings)
+    made = []
+    monkeypatch.setattr(trainer, "Loss", lambda **given: made.append(given) or Loss(**given))
+    train(folder, run=run, mentor=mentor, mentor_share=0.9, resample=0.5, rationales=False, **settings)
+    config = runs.finished(run, "train")["config"]
+    assert (config["mentor"], config["mentor_share"], made[-1]["mentor_share"]) == ("large-student", 0.9, 0.9)
+    with pytest.raises(UsageError, match=f"mentor_share is 0.9 there, {defaults.MENTOR_SHARE} asked"):
+        train(folder, run=run, mentor=mentor, resample=0.5, rationales=False, **settings)
 
 
 @pytest.fixture
@@ -300,6 +340,7 @@ def test_bad_settings_are_one_line_errors(tmp_path: Path) -> None:
     for settings, message in [
         ({"resample": 1.5}, "--resample 1.5, .*between 0 and 1"), ({"rounds": -1}, "rounds are 0 to 10"),
         ({"method": "step-by-step", "resample": 0.5}, "are parts of --method hybrid"),
+        ({"mentor_share": 0.5}, "--mentor-share 0.5 is for --method hybrid with a --mentor"),
         ({"method": "finetune", "reworded": run}, "are parts of --method hybrid"),
         ({"method": "finetune", "rounds": 1}, "are parts of --method hybrid"),
         ({"method": "step-by-step", "rationales": False}, "are parts of --method hybrid"),

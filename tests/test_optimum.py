@@ -299,7 +299,7 @@ def test_another_architecture_goes_through_optimums_exporter(gpt2: Path, peers) 
     operators = [node.op_type for node in onnx.load(folder / "model.onnx", load_external_data=False).graph.node]
     assert operators.count("MatMulNBits") == 2 * 4 + 1  # qkv, o and two of the FFN in each layer, the head
     assert not list(folder.glob("*.part"))
-    assert "model = ORTModelForCausalLM.from_pretrained('.')" in (folder / "README.md").read_text()
+    assert len(result["printed"]) == 1 and result["printed"][0].startswith("your text")
     assert result["bytes"] == sum((folder / name).stat().st_size for name in ("model.onnx", "model.onnx_data"))
 
 

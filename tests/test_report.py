@@ -125,6 +125,7 @@ def test_every_result_of_the_project_can_be_read() -> None:
     ("bench/made-up.json", {"schema": 2}, "schema is 2, expected 1"),
     ("bench/made-up.json", {"results": []}, "results is empty, expected at least one item"),
     ("train/manifest.json", {"result": []}, "the file is a list, expected an object"),
+    ("train/manifest.json", {"kind": None}, "kind is null, expected text"),
     ("train/manifest.json", {"config": {"formats": "both"}}, "config.formats is \"both\", expected an object"),
     ("teach/manifest.json", {"config": []}, "config is a list, expected an object"),
     ("teach/manifest.json", {"inputs": None}, "inputs is null, expected an object"),

@@ -632,7 +632,8 @@ def test_bad_settings_are_one_line_errors(tmp_path: Path) -> None:
         ({"weighting": "mean"}, "token or sequence"), ({"match": "distribution"}, "needs soft targets"),
         ({"match": "kl"}, "sample or distribution"), ({"temperature": 0}, "--temperature 0: give"),
         ({"mutual_information": 0.1, "two_pass": True}, "without --two-pass"), ({"formats": {"few": 1}}, "NAME=SHARE"),
-        ({"mentor": "x"}, "is for --method logit-kd"), ({"learning_rate": 0}, "--learning-rate 0: give"),
+        ({"mentor": "x"}, "is for --method logit-kd and hybrid, not for step-by-step"),
+        ({"learning_rate": 0}, "--learning-rate 0: give"),
         ({"tokens": float("nan")}, "--tokens nan: give"),
     ]:
         with pytest.raises(UsageError, match=message):

@@ -93,7 +93,8 @@ def export(stage: runs.Stage, folder: Path, texts: list[str]) -> dict[str, Any]:
     runs.write_text(ready / "README.md", "\n".join([
         f"# {config.model_type}, {precision}, by optimum's exporter", "", *optimum.loading(runner.__name__),
         "    inputs = tokenizer('your text', return_tensors='pt')",
-        "    print(tokenizer.batch_decode(model.generate(**inputs), skip_special_tokens=True))", "",
+        "    outputs = model.generate(inputs.input_ids, attention_mask=inputs.attention_mask)",
+        "    print(tokenizer.batch_decode(outputs, skip_special_tokens=True))", "",
         f"{100 * agreement:.1f} % of the tokens on {len(texts)} texts are those of fp32.", ""]))
     size = sum(p.stat().st_size for p in ready.iterdir() if p.suffix in bundle.ONNX)
     result = {

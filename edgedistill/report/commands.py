@@ -21,11 +21,11 @@ _FLAGS = {
     "train": {"student": "--student", "method": "--method", "epochs": "--epochs", "tokens": "--tokens",
               "batch_size": "--batch-size", "learning_rate": "--learning-rate", "alpha": "--alpha", "weighting": "--weighting",
               "two_pass": "--two-pass", "mutual_information": "--mutual-information", "match": "--match",
-              "formats": "--formats", "mentor": "--mentor", "temperature": "--temperature", "factors": "--factors",
+              "formats": "--formats", "mentor": "--mentor", "mentor_share": "--mentor-share",
+              "temperature": "--temperature", "factors": "--factors",
               "resample": "--resample", "no_rationales": "--no-rationales", "reworded": "--reworded", "rounds": "--rounds",
-              "ood": "--ood",
-              "general": "--general", "optimizer": "--optimizer", "layers": "--layers", "vocabulary": "--vocabulary",
-              "from": "--from", "seed": "--seed"},
+              "ood": "--ood", "general": "--general", "optimizer": "--optimizer", "layers": "--layers",
+              "vocabulary": "--vocabulary", "from": "--from", "seed": "--seed"},
     "export": {"layout": "--layout", "target": "--target", "vocab": "--vocab", "max_drop": "--max-drop"},
 }
 

@@ -79,7 +79,10 @@ def asked_of(entry: dict[str, Any], result: dict[str, Any]) -> str:
     """What an entry was measured on, in words: the rows, else the lengths of its requests. Unlike words are no comparison."""
     if result.get("data") or entry.get("accuracy") is not None:
         return rows_of(entry, result.get("data"))
-    return f"{entry.get('input_tokens') or 0:g} tokens in, {entry.get('output_tokens') or 0:g} out"
+    lengths = [entry.get("input_tokens") or 0, entry.get("output_tokens") or 0]
+    if any(length != round(length) for length in lengths):  # means over texts
+        return "texts of its own"
+    return f"{lengths[0]:g} tokens in, {lengths[1]:g} out"
 
 
 def model_of(machine: dict[str, Any]) -> str:

@@ -55,11 +55,11 @@ KINDS: dict[str, Any] = {
         "predictions?": [{"id": "text", "correct": "flag"}]},
 }
 # What the commands read of a stage's manifest.
+_MANIFEST = {"schema": "count", "kind": "text", "inputs": {"*": "text"}}
 CONFIGS: dict[str, Any] = {
-    "teach": {"config": {"task?": "text", "data?": "text", "teacher?": "text", "form?": "text"}, "inputs": {"*": "text"}},
-    "train": {"config": {"task?": "text", "student?": "text", "method?": "text", "formats?": {"*": "amount"}},
-              "inputs": {"*": "text"}},
-    "export": {"config": {"precision": "text", "max_drop?": "amount"}, "inputs": {"*": "text"}},
+    "teach": _MANIFEST | {"config": {"task?": "text", "data?": "text", "teacher?": "text", "form?": "text"}},
+    "train": _MANIFEST | {"config": {"task?": "text", "student?": "text", "method?": "text", "formats?": {"*": "amount"}}},
+    "export": _MANIFEST | {"config": {"precision": "text", "max_drop?": "amount"}},
 }
 _ENTRY = {
     "name?": "text", "engine": "text", "precision": "text", "threads": "count", "input_tokens?": "amount",

@@ -104,4 +104,5 @@ def export(run: Path, manifest: dict[str, Any]) -> Section:
         scores = dict.fromkeys([("fp32", r["fp32_accuracy"]), (r["precision"], r["accuracy"])])
         body += intervals(f"Share of right answers on {n} dev rows with its 95 % interval",
                           [(name, 0, share, interval(round(share * n), n)) for name, share in scores])
-    return Section("What quantising cost", body + command(commands.stage(run, "export", manifest, True)))
+    layout = " in optimum's layout" if r.get("layout") == "optimum" else ""
+    return Section(f"What quantising cost{layout}", body + command(commands.stage(run, "export", manifest, True)))

@@ -41,6 +41,8 @@ class Plan:
             if name in self.rates or name in self.unknown or cell.name in self.results:
                 continue
             try:
+                for teacher in (None, cell.teacher):
+                    self.material.rows.pool(cell.data, teacher)  # read now, where it may say what it leaves out
                 mentor = needs(self.study, self.planned, cell).get("mentor")
                 with quietly():
                     found = cell_.dry_run(self.study, self.material, cell, mentor, threads)

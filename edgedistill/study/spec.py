@@ -22,7 +22,7 @@ from edgedistill import cards, defaults
 from edgedistill.errors import UsageError
 from edgedistill.tasks.task import Task
 from edgedistill.train import train
-from edgedistill.train.methods import METHODS
+from edgedistill.train.methods import MENTORED, METHODS
 
 AXES = ("data", "student", "method", "teacher", "fraction", "labels", "fold", "seed")
 # What a study says in another way, or a cell has of its own.
@@ -167,9 +167,9 @@ def _check(study: Study, where: str) -> None:
     for name, method in study.methods.items():
         if method.method not in METHODS:
             raise UsageError(f"{where}: methods.{name}: {cards.unknown('method', method.method, list(METHODS))}")
-        if (method.method == "logit-kd") != bool(method.mentor):
-            raise UsageError(f"{where}: methods.{name}: logit-kd, and no other method, has mentor = {{method = \"...\", "
-                             "student = \"...\"}")
+        if method.method == "logit-kd" and not method.mentor or method.mentor and method.method not in MENTORED:
+            raise UsageError(f"{where}: methods.{name}: logit-kd has mentor = {{method = \"...\", student = "
+                             "\"...\"}}, hybrid may have one, and no other method")
         if method.mentor:
             for axis, names in (("method", study.methods), ("student", study.students)):
                 known(f"methods.{name}.mentor", method.mentor.get(axis, ""), names)

@@ -24,8 +24,8 @@ def train(
     learning_rate: float | None = None, alpha: float = defaults.ALPHA, weighting: str = defaults.WEIGHTING,
     two_pass: bool = False, mutual_information: float = 0.0, match: str | None = None, formats: dict[str, float] | None = None,
     resample: float | None = None, rationales: bool = True, reworded: str | None = None, rounds: int = defaults.ROUNDS,
-    mentor: str | None = None, temperature: float = defaults.TEMPERATURE, ood: str | None = None,
-    general: str | None = None, optimizer: str | None = None, layers: int | None = None,
+    mentor: str | None = None, mentor_share: float | None = None, temperature: float = defaults.TEMPERATURE,
+    ood: str | None = None, general: str | None = None, optimizer: str | None = None, layers: int | None = None,
     vocabulary: int | None = None, carve_from: str = defaults.TEACHER, factors: int = defaults.FACTORS,
     batch_tokens: int | None = None,
     gradient_checkpointing: bool | None = None, vram: float | None = None, dry_run: bool = False, resume: bool = False,
@@ -49,7 +49,8 @@ def train(
     - For hybrid: `resample` is the share of draws with fresh numbers, of tasks of kind equation; `rationales` may be left
       out; `reworded` is a run whose teacher put the rows in other words (train/reworded.py); `rounds` of self-training begin
       anew with the student's own answers to rows without a label, the `tokens` shared.
-    - `mentor`: for logit-kd, a student folder with the same tokenizer; its share is 1 - `alpha`, at `temperature`.
+    - `mentor`: for logit-kd and hybrid, a student folder with the same tokenizer; at `temperature` its share of the loss is
+      1 - `alpha`, for hybrid `mentor_share`. With fresh numbers it is asked in every step.
     - `factors`: reparam throws the student's FFNs away, trains a random linear chain of so many matrices in the place of
       each and saves it merged to one. It pays only where an FFN is to go (train/reparam.py).
     - `ood`: a data set whose dev rows are watched too; the best checkpoint on them goes to `train/student-ood/`.
@@ -65,7 +66,7 @@ def train(
     from edgedistill.teach.source import resolve
     from edgedistill.train.batches import WEIGHTINGS
     from edgedistill.train.fit import Job, fit
-    from edgedistill.train.methods import CHAINS, TWO_TASKS, questions
+    from edgedistill.train.methods import CHAINS, MENTORED, TWO_TASKS, questions
     from edgedistill.train.reworded import read
     from edgedistill.train.selftrain import fit_rounds
 
@@ -80,9 +81,12 @@ def train(
         raise UsageError(f"--weighting {weighting}: give {' or '.join(WEIGHTINGS)}")
     if match not in (None, "sample", "distribution"):
         raise UsageError(f"--match {match}: give sample or distribution")
-    if (method == "logit-kd") != bool(mentor):
-        raise UsageError("--method logit-kd needs --mentor FOLDER, a larger trained student" if not mentor else
-                         f"--mentor is for --method logit-kd, not for {method}")
+    if method == "logit-kd" and not mentor:
+        raise UsageError("--method logit-kd needs --mentor FOLDER, a larger trained student")
+    if mentor and method not in MENTORED:
+        raise UsageError(f"--mentor is for --method {' and '.join(MENTORED)}, not for {method}")
+    if mentor_share is not None and (method != "hybrid" or not mentor or not 0 <= mentor_share <= 1):
+        raise UsageError(f"--mentor-share {mentor_share:g} is for --method hybrid with a --mentor, between 0 and 1")
     if mutual_information and (method not in TWO_TASKS or two_pass or not rationales):
         raise UsageError("--mutual-information couples a label with its rationale: it needs --method step-by-step or hybrid in "
                          "the shared form, without --two-pass and --no-rationales")
@@ -128,6 +132,9 @@ def train(
 
     rows = splits["train"]
     asked = ask(rows)
+    if reworded and not any(question.id not in {row.id for row in rows} for question in asked):
+        raise UsageError(f"--reworded {reworded}: no text of it can be used for these {len(rows)} rows; was it taught the same "
+                         "rows (same --data)?")
     dev, dev_name = _dev_rows(splits, asked, card)
     if dev_name != "dev":
         held = {row.id for row in dev}
@@ -160,6 +167,8 @@ def train(
         config |= {"factors": factors}
     if mentor:
         config |= {"mentor": runs.subject_name(mentor), "temperature": temperature}
+    if mentor and method == "hybrid":
+        config |= {"mentor_share": defaults.MENTOR_SHARE if mentor_share is None else mentor_share}
     job = Job(
         card=card, questions=asked, dev=dev, dev_name=dev_name, place=place, cut=cut, why=why, mentor=mentor,
         format={"shared": method in TWO_TASKS and not two_pass, "chain": method in CHAINS},

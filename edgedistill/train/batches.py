@@ -15,7 +15,7 @@ from torch import Tensor
 
 from edgedistill.edge.format import PREFIXES
 from edgedistill.train.methods import Question, Target
-from edgedistill.train.packed import mapped
+from edgedistill.train.packed import Weights, mapped
 from edgedistill.train.resample import Template, template
 from edgedistill.train.students import Branch, Encoded, Student
 
@@ -34,18 +34,31 @@ class Batcher:
     weighs against others of its part: 1, or 1 / length of its target under `weighting` "sequence"), `example` (its
     target), `pairs` (label and rationale of one question) and, where there are any, `soft_ids`, `soft_probs` [N, K] and
     `mentor` [N, e]. `counts` is the sum of the units of this process's share, `cut` the `batch_tokens` it was cut by.
+
+    A `mentor` is asked once for all targets as they stand, and in each step for those with fresh numbers, in the dtype of
+    the training.
     """
 
     def __init__(self, student: Student, questions: list[Question], *, batch_tokens: int, batch_size: int = 16,
                  weighting: str = "token", seed: int = 0, soft: dict[tuple[str, int], Any] | None = None,
-                 mentor: Student | None = None, resample: float = 0.0, rank: int = 0, processes: int = 1) -> None:
+                 mentor: Student | None = None, bf16: bool = False, resample: float = 0.0, rank: int = 0,
+                 processes: int = 1) -> None:
         self.student, self.batch_tokens, self.weighting, self.seed = student, batch_tokens, weighting, seed
         self.batch_size, self.rank, self.processes = batch_size, rank, processes
         self.resample, self.epoch = resample, 0
         self.templates = [_template(q) if resample else None for q in questions]
         self.ids = [q.id for q in questions]
         self.slots = [[[(t.share, encode(student, q, t, soft)) for t in slot] for slot in q.slots] for q in questions]
-        self.mentor = _states(mentor, questions, self.slots, batch_tokens) if mentor else {}
+        self.mentor: dict[int, Tensor] = {}  # of the standing targets
+        self.asking = mentor if resample else None  # kept for what is drawn later
+        self._weights, self._asked = Weights(torch.bfloat16 if bf16 else torch.float32), []
+        if mentor:
+            self.mentor = _states(mentor, [
+                (_asked(mentor, q.text, t, row.branches[0]), row.branches[0])
+                for q, its in zip(questions, self.slots, strict=True) for targets, slot in zip(q.slots, its, strict=True)
+                for t, (_, row) in zip(targets, slot, strict=True)], batch_tokens, self._weights)
+        if not self.asking:
+            self._weights = Weights()  # else it would hold the mentor's
 
     @property
     def steps(self) -> int:
@@ -63,7 +76,9 @@ class Batcher:
 
     def __call__(self, indices: list[int], idle: bool = False) -> dict[str, Any]:
         """These questions, whatever step they belong to; `idle` ones weigh nothing."""
-        micro = [self._tensors(rows) for rows in self.cut(self.draw(indices))]
+        rows = self.draw(indices)
+        told = _states(self.asking, self._asked, self.batch_tokens, self._weights) if self.asking and self._asked else {}
+        micro = [self._tensors(group, told) for group in self.cut(rows)]
         counts = torch.zeros(len(PARTS))
         for piece in micro:
             piece["unit"] *= not idle
@@ -73,6 +88,7 @@ class Batcher:
     def draw(self, indices: Iterable[int]) -> list[Encoded]:
         """The rows of these questions in this epoch: of each slot one target, the same on every process and resume."""
         rows = []
+        self._asked = []
         for i in indices:
             taken = self._fresh(i) or [slot[self._which(i, n, [share for share, _ in slot])][1]
                                        for n, slot in enumerate(self.slots[i])]
@@ -95,8 +111,14 @@ class Batcher:
         if drawn is None:
             return None
         told = drawn.rationales
-        targets = [("label", drawn.label), *([("rationale", told[self._which(i, 1, [1.0] * len(told))])] if told else [])]
-        return [self.student.encode(drawn.question, text, part) for part, text in targets]
+        targets = [Target("label", drawn.label)]
+        if told:
+            targets.append(Target("rationale", told[self._which(i, 1, [1.0] * len(told))]))
+        rows = [self.student.encode(drawn.question, target.text, target.part) for target in targets]
+        if self.asking:
+            self._asked += [(_asked(self.asking, drawn.question, target, row.branches[0]), row.branches[0])
+                            for target, row in zip(targets, rows, strict=True)]
+        return rows
 
     def cut(self, rows: list[Encoded], tokens: int | None = None) -> list[list[Encoded]]:
         """Rows in order of length, in groups of at most `tokens` (else `batch_tokens`) and of about one size; a longer row
@@ -119,7 +141,7 @@ class Batcher:
         rows = [row for i in range(len(self.ids)) for row in self.draw([i])]
         return sum(map(len, rows)) / max(1, len(self.ids))
 
-    def _tensors(self, rows: list[Encoded]) -> dict[str, Tensor]:
+    def _tensors(self, rows: list[Encoded], told: dict[int, Tensor]) -> dict[str, Tensor]:
         batch, order = self.student.tensors(rows)
         lengths = [len(branch.target) for branch in order]
         place = {id(branch): n for n, branch in enumerate(order)}
@@ -134,7 +156,7 @@ class Batcher:
             width = max(branch.soft[0].shape[1] for branch in order if branch.soft)
             batch["soft_ids"], batch["soft_probs"] = _sparse(order, width)
         if self.mentor:
-            batch["mentor"] = torch.cat([self.mentor[id(branch)] for branch in order])
+            batch["mentor"] = torch.cat([(told if id(branch) in told else self.mentor)[id(branch)] for branch in order])
         return batch
 
 
@@ -168,28 +190,26 @@ def _sparse(order: list[Branch], width: int) -> tuple[Tensor, Tensor]:
     return ids, probs
 
 
-def _asked(mentor: Student, question: Question, target: Target, branch: Branch) -> Encoded:
+def _asked(mentor: Student, question: str, target: Target, branch: Branch) -> Encoded:
     """The student's own target tokens after the question as the mentor reads it."""
-    row = mentor.encode(question.text, target.text, target.part, target.source)
+    row = mentor.encode(question, target.text, target.part, target.source)
     return Encoded(row.source, (Branch(row.branches[0].opening, branch.target, branch.part),))
 
 
 @torch.no_grad()
-def _states(mentor: Student, questions: list[Question], slots: list[Any], batch_tokens: int) -> dict[int, Tensor]:
-    """The mentor's states [T, e] in bf16 for every target, by the identity of its branch: two bytes for each number.
+def _states(mentor: Student, wanted: list[tuple[Encoded, Branch]], batch_tokens: int,
+            weights: Weights) -> dict[int, Tensor]:
+    """The mentor's states [T, e] in bf16 for targets (as it reads them, the student's branch), by the identity of the branch.
 
     Kept instead of logits: exact at any temperature, and small (6 MB for 720 labels of a 135M mentor).
     """
-    wanted = [(_asked(mentor, q, t, row.branches[0]), row.branches[0])
-              for q, its in zip(questions, slots, strict=True) for targets, slot in zip(q.slots, its, strict=True)
-              for t, (_, row) in zip(targets, slot, strict=True)]
     mentor.model.eval()
     found, rows = {}, sorted(wanted, key=lambda pair: len(pair[0]))
     size = max(1, batch_tokens // max(len(row) for row, _ in wanted))
     for at in range(0, len(rows), size):
         part = rows[at:at + size]
         batch, order = mentor.tensors([row for row, _ in part])
-        states = mentor.hidden(mapped(batch, lambda tensor: tensor.to(mentor.model.device))).bfloat16()
+        states = mentor.hidden(mapped(batch, lambda tensor: tensor.to(mentor.model.device)), weights=weights).bfloat16()
         for (_, branch), piece in zip(part, states.split([len(b.target) for b in order]), strict=True):
             found[id(branch)] = piece
     return found

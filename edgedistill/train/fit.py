@@ -25,7 +25,7 @@ from edgedistill.train import memory, reparam
 from edgedistill.train import trainer as trainer_
 from edgedistill.train.batches import Batcher
 from edgedistill.train.initial import open_student
-from edgedistill.train.methods import Question
+from edgedistill.train.methods import TWO_TASKS, Question
 from edgedistill.train.resample import Template
 from edgedistill.train.students import Student
 from edgedistill.train.watch import evaluations
@@ -75,7 +75,7 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     student.set_task(card, **job.format, escapes={} if unk_id is None else lint_.escapes(student.rust, unk_id, texts))
     lint = lint_.lint(student, [(target.text, target.part) for q in job.questions for target in q.targets()])
     cuda = torch.cuda.is_available()
-    mentor = _mentor(job.mentor, student, cuda)
+    mentor = _mentor(job.mentor, student, job.questions, cuda)
     transformers.set_seed(config["seed"])
     if config["method"] == "reparam":
         if getattr(student.model.config, "edgedistill_ffn", None):
@@ -88,13 +88,14 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
         raise UsageError(f"--batch-size {config['batch_size']} cannot be shared by {processes} processes; take a multiple")
     batcher = Batcher(student, job.questions, batch_tokens=job.batch_tokens or defaults.BATCH_TOKENS["cuda" if cuda else "cpu"],
                       batch_size=config["batch_size"], weighting=config["weighting"], seed=config["seed"], soft=soft,
-                      mentor=mentor, resample=config.get("resample", 0.0), rank=int(os.environ.get("RANK", "0")),
-                      processes=processes)
+                      mentor=mentor, bf16=bf16, resample=config.get("resample", 0.0),
+                      rank=int(os.environ.get("RANK", "0")), processes=processes)
     loss = trainer_.Loss(
         alpha=config["alpha"], distribution=bool(soft), mutual_information=config.get("mutual_information", 0.0),
-        mentor_share=1 - config["alpha"] if mentor else 0.0, temperature=config.get("temperature", 1.0))
+        mentor_share=config.get("mentor_share", 1 - config["alpha"]) if mentor else 0.0,
+        temperature=config.get("temperature", 1.0))
     mentor_head = mentor.head.detach() if mentor else None
-    del mentor  # its states are kept, the rest of it is not wanted any more
+    del mentor  # its states are kept; all of it only where fresh numbers are drawn
     plan = _plan(job, config, student, batcher, cuda, bf16, config["batch_size"] // processes)
     batcher.batch_tokens = plan.batch_tokens
     rate = config["learning_rate"]
@@ -242,8 +243,9 @@ def _student(job: Job, config: dict[str, Any]) -> Student:
     return open_student(job.place, texts, job.cut.path if job.cut else None, config.get("layers"), config.get("vocabulary"))
 
 
-def _mentor(place: str | None, student: Student, cuda: bool) -> Student | None:
-    """The mentor's folder, opened. Raises `UsageError` where its pieces are others than the student's."""
+def _mentor(place: str | None, student: Student, questions: list[Question], cuda: bool) -> Student | None:
+    """The mentor's folder, opened. Raises `UsageError` where its pieces are others than the student's, or where it never
+    learned what `questions` want of it."""
     if not place:
         return None
     from edgedistill.train.students import load
@@ -253,6 +255,12 @@ def _mentor(place: str | None, student: Student, cuda: bool) -> Student | None:
             or len(mentor.head) != len(student.head)):
         raise UsageError(f"--mentor {Path(place).name}: its tokenizer is not the student's; train the mentor with the same "
                          "--from and --vocabulary on the same rows")
+    taught = runs.read_json(Path(place) / "edgedistill.json").get("provenance", {}).get("method")
+    reasons = any(target.part == "rationale" for q in questions for target in q.targets())
+    if mentor.format.chain or (reasons and taught not in TWO_TASKS):
+        raise UsageError(f"--mentor {runs.subject_name(place)}: it was trained by {taught} and does not know labels and "
+                         f"rationales apart; take one trained by {' or '.join(TWO_TASKS)}"
+                         + ("" if mentor.format.chain else ", or add --no-rationales"))
     if cuda:
         mentor.model.to("cuda")
     return mentor
@@ -285,6 +293,7 @@ def _plan(job: Job, config: dict[str, Any], student: Student, batcher: Batcher, 
     # The mutual-information term holds all logits of a micro-batch and two tensors of their size.
     extra = 12.0 * batcher.batch_tokens * len(student.head) if config.get("mutual_information") else 0.0
     extra += sum(4.0 * each.numel() for each in batcher.mentor.values())
+    extra += (6.0 if bf16 else 4.0) * batcher.asking.parameters() if batcher.asking else 0.0
 
     def predicted(tokens: int, optimizer: str, checkpointing: bool) -> memory.Memory:
         groups = batcher.cut(worst, tokens)

@@ -31,6 +31,7 @@ from edgedistill.train import reworded
 
 METHODS = ("finetune", "seq-kd", "step-by-step", "single-task", "specialize", "logit-kd", "reparam", "hybrid")
 TWO_TASKS = ("step-by-step", "hybrid")  # label and rationale by a prefix each
+MENTORED = ("logit-kd", "hybrid")       # may learn from a larger student's distribution
 CHAINS = ("single-task", "specialize")  # the student writes its reasons before its answer
 GOLD_ONLY = ("finetune", "logit-kd", "reparam")  # no corpus is needed where the rows have labels
 FORMATS = ("zero-shot", "zero-shot-answer", "in-context", "in-context-answer")

@@ -99,6 +99,11 @@ def numbers(text: str) -> set[Fraction]:
     return set(_values(_parts(text)))
 
 
+def in_words(text: str) -> set[Fraction]:
+    """What a text says in words, or in digits that are no number of their own."""
+    return _otherwise(_parts(text))
+
+
 def _parts(text: str) -> tuple[str, ...]:
     """text, number, text, number, ..., text"""
     return tuple(_NUMBER.split(text))

@@ -59,7 +59,8 @@ class Loss:
                  mentor_head: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """(this micro-batch's share of the step's loss, its share of each part's mean cross-entropy [parts])."""
         weights = coefficients[batch["part"]] * batch["unit"]
-        soft = objectives.Soft(batch["soft_ids"], batch["soft_probs"]) if self.distribution and "soft_ids" in batch else None
+        soft = (objectives.Soft(batch["soft_ids"], batch["soft_probs"], 1 - self.mentor_share)
+                if self.distribution and "soft_ids" in batch else None)
         mentor = (objectives.Mentor(batch["mentor"], mentor_head, self.temperature, self.mentor_share)
                   if self.mentor_share and mentor_head is not None else None)
         loss, entropy = objectives.token_loss(hidden, head, batch["targets"], weights, soft, mentor)
