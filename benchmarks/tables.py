@@ -171,7 +171,7 @@ def studies() -> str:
         rows, test, alone, more = found["rows"], found["test"], found["finetune"], found["minus_finetune"]
         lines += [f"With {rows['asdiv']:,} problems of ASDiv and {rows['multiarith']} of MultiArith beside SVAMP's "
                   f"{rows['svamp']}, `hybrid` without rationales brings {found['train']['parameters'] / 1e6:.0f} M parameters "
-                  f"to **{_share(test['accuracy'], test['ci95'])}** of SVAMP's {test['n']} test rows, with "
+                  f"to {_share(test['accuracy'], test['ci95'])} of SVAMP's {test['n']} test rows, with "
                   f"{found['tokens']:,.0f} tokens in {found['train']['seconds'] / 60:.0f} min on {found['machine']['cores']} "
                   f"cores: {100 * more['difference']:+.1f} points ({100 * more['ci95'][0]:+.1f} to {100 * more['ci95'][1]:+.1f}"
                   f", p = {more['p']:.2g}) beside `finetune` on SVAMP's alone with five epochs, "
