@@ -38,7 +38,7 @@ def main() -> None:
     for folder in args.students:
         student = load(folder)
         student.model.eval()
-        entries.append({"student": str(folder), "family": student.family, "parameters": student.parameters(),
+        entries.append({"student": runs.subject_name(folder), "family": student.family, "parameters": student.parameters(),
                         "model": runs.sha256(folder / "model.safetensors"), **compared(student)})
         print(entries[-1], flush=True)
     runs.write_json(RESULT, {**machine.origin("edge-parity"), "inputs": INPUTS, "output_tokens": OUTPUT, "results": entries})
