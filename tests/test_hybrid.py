@@ -158,6 +158,10 @@ def test_a_student_learns_from_a_mentor_with_fresh_numbers(folder: str, tmp_path
     mentor = str(large / "train" / "student")
     with pytest.raises(UsageError, match="large-student: it was trained by finetune .* take one trained by step-by-step or hy"):
         train(folder, run=run, mentor=mentor, **settings)
+    bare = tiny_students.taught_run(tmp_path / "bare")
+    train(folder, run=str(bare), rationales=False, **settings)
+    with pytest.raises(UsageError, match="bare-student: it was trained by hybrid and does not know"):
+        train(folder, run=run, mentor=str(bare / "train" / "student"), **settings)
     made = []
     monkeypatch.setattr(trainer, "Loss", lambda **given: made.append(given) or Loss(**given))
     train(folder, run=run, mentor=mentor, mentor_share=0.9, resample=0.5, rationales=False, **settings)

@@ -132,7 +132,7 @@ def train(
 
     rows = splits["train"]
     asked = ask(rows)
-    if reworded and not any(question.id not in {row.id for row in rows} for question in asked):
+    if reworded and {question.id for question in asked} <= {row.id for row in rows}:
         raise UsageError(f"--reworded {reworded}: no text of it can be used for these {len(rows)} rows; was it taught the same "
                          "rows (same --data)?")
     dev, dev_name = _dev_rows(splits, asked, card)

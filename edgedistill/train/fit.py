@@ -230,8 +230,8 @@ def _save(student: Student, stage: Any, result: dict[str, Any], chosen: dict[str
     """Writes a student folder; `chosen` is the evaluation that its checkpoint was taken for."""
     folder, config = stage.path / name, stage.config
     provenance = {"method": config["method"], "student": config["student"], "questions": result["questions"],
-                  "seed": config["seed"], "inputs": stage.inputs, "step": chosen["step"],
-                  "dev_accuracy": chosen["accuracy"], "versions": machine.versions()}
+                  "with_rationale": result["with_rationale"], "seed": config["seed"], "inputs": stage.inputs,
+                  "step": chosen["step"], "dev_accuracy": chosen["accuracy"], "versions": machine.versions()}
     with trainer_.saving(folder):
         student.save(folder, provenance, _model_card(result, stage, chosen))
     return sorted(folder.iterdir())
@@ -255,11 +255,12 @@ def _mentor(place: str | None, student: Student, questions: list[Question], cuda
             or len(mentor.head) != len(student.head)):
         raise UsageError(f"--mentor {Path(place).name}: its tokenizer is not the student's; train the mentor with the same "
                          "--from and --vocabulary on the same rows")
-    taught = runs.read_json(Path(place) / "edgedistill.json").get("provenance", {}).get("method")
+    made = runs.read_json(Path(place) / "edgedistill.json").get("provenance", {})
+    knows = made.get("method") in TWO_TASKS and made.get("with_rationale", 1)  # students of before it was kept had some
     reasons = any(target.part == "rationale" for q in questions for target in q.targets())
-    if mentor.format.chain or (reasons and taught not in TWO_TASKS):
-        raise UsageError(f"--mentor {runs.subject_name(place)}: it was trained by {taught} and does not know labels and "
-                         f"rationales apart; take one trained by {' or '.join(TWO_TASKS)}"
+    if mentor.format.chain or (reasons and not knows):
+        raise UsageError(f"--mentor {runs.subject_name(place)}: it was trained by {made.get('method')} and does not know "
+                         f"labels and rationales apart; take one trained by {' or '.join(TWO_TASKS)} on both"
                          + ("" if mentor.format.chain else ", or add --no-rationales"))
     if cuda:
         mentor.model.to("cuda")
