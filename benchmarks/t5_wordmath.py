@@ -106,7 +106,8 @@ def main() -> None:
     keys = ("steps", "epochs", "batch_size", "learning_rate", "optimizer", "dtype", "examples_per_s", "tokens_per_s",
             "peak_memory_mb", "dev", "best_dev_accuracy")
     result = {
-        **machine.origin("t5-wordmath"), "parameters": student.parameters(), "pieces": len(student.tokenizer), "shape": SHAPE,
+        **machine.origin("t5-wordmath"), "parameters": student.parameters(), "pieces": len(student.tokenizer),
+        "shape": SHAPE | {"tie_word_embeddings": not args.vectors},
         "rows": len(training), "templates": {**wordmath.template_counts(), "more": len(more)},
         "word_dropout": args.word_dropout, "vectors": args.vectors, "seed": args.seed,
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)}, **measured,
