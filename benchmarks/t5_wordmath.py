@@ -13,10 +13,6 @@ were written by a language model that was shown the skeletons with two training 
 no other file: whoever writes more must not have read those of dev or test. Those that by chance share more than ALIKE of
 their words with one of dev or test are left out all the same.
 
-`--vectors GGUF` (a card or a file) is no start from nothing any more: the words begin as that model's vectors, in as many
-dimensions as the T5 has, and EXTRA words that the training rows lack are pieces too, with theirs. A word that only a test
-template has then stands near words that were trained.
-
 The checkpoint is chosen on dev rows: half from the 9 templates of the dev split, half new draws of training templates.
 Result: benchmarks/results/t5-wordmath.json. `ci95` takes rows for independent draws, `ci95_templates` draws whole templates.
 """
@@ -38,14 +34,7 @@ from typing import Any
 import numpy as np
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-    logging,
-)
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration, logging
 
 from edgedistill import cards, machine, runs
 from edgedistill.progress import say
@@ -53,7 +42,6 @@ from edgedistill.tasks import data, wordmath
 from edgedistill.tasks.data import Row
 from edgedistill.tasks.metrics import interval
 from edgedistill.tasks.task import Task
-from edgedistill.teach.source import resolve
 from edgedistill.train import train
 from edgedistill.train.students import load
 
@@ -62,7 +50,6 @@ TEMPLATES = Path(__file__).parent / "wordmath_more.txt"
 SEEDS = {"train": 0, "known": 1, "dev": 2}  # of the draws from training templates
 KNOWN, UNSEEN, DEV = 592, 520, 198          # rows: about 8 a training template, 20 a test template; of DEV 11 a dev template
 WORDS, PIECES, NUMBERS = 2500, 500, 1000    # of the vocabulary: words, parts of words, and 0 to 999
-EXTRA = 8000                                # words of the model that --vectors names, its most frequent first
 ALIKE = 0.6  # of the words of both
 SPECIAL = ["<pad>", "</s>", "<unk>"]
 SHAPE = {"d_model": 256, "d_kv": 32, "num_heads": 8, "d_ff": 640, "num_layers": 4, "num_decoder_layers": 4,
@@ -80,7 +67,6 @@ def main() -> None:
     parser.add_argument("--learning-rate", default=1e-2, type=float)
     parser.add_argument("--word-dropout", default=1.0, type=float, help="0 leaves the training rows as they are")
     parser.add_argument("--templates", default=TEMPLATES, type=Path, help="a file of further training templates")
-    parser.add_argument("--vectors", metavar="GGUF", help="a model whose word vectors the T5 begins with")
     parser.add_argument("--seed", default=0, type=int)
     args = parser.parse_args()
     logging.set_verbosity_error()
@@ -93,8 +79,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     data.write(training, folder / "train.jsonl")
     data.write(rows["dev"], folder / "dev.jsonl")
-    vectors = Vectors(resolve(args.vectors).path) if args.vectors else None
-    fresh_t5 = make_student(args.work / "t5", [text for row in training for text in (row.input, row.label)], args.seed, vectors)
+    fresh_t5 = make_student(args.work / "t5", [text for row in training for text in (row.input, row.label)], args.seed)
     prepared = time.monotonic() - start
     trained = train(str(fresh_t5), run=str(args.work), method="finetune", task="wordmath", data=str(folder), epochs=args.epochs,
                     batch_size=args.batch_size, learning_rate=args.learning_rate, optimizer="adafactor",
@@ -106,10 +91,9 @@ def main() -> None:
     keys = ("steps", "epochs", "batch_size", "learning_rate", "optimizer", "dtype", "examples_per_s", "tokens_per_s",
             "peak_memory_mb", "dev", "best_dev_accuracy")
     result = {
-        **machine.origin("t5-wordmath"), "parameters": student.parameters(), "pieces": len(student.tokenizer),
-        "shape": SHAPE | {"tie_word_embeddings": not args.vectors},
+        **machine.origin("t5-wordmath"), "parameters": student.parameters(), "pieces": len(student.tokenizer), "shape": SHAPE,
         "rows": len(training), "templates": {**wordmath.template_counts(), "more": len(more)},
-        "word_dropout": args.word_dropout, "vectors": args.vectors, "seed": args.seed,
+        "word_dropout": args.word_dropout, "seed": args.seed,
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)}, **measured,
         "train": {key: trained[key] for key in keys}}
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -197,53 +181,23 @@ def with_made_up_words(rows: list[Row], strength: float, seed: int) -> list[Row]
     return done
 
 
-class Vectors:
-    """The input vectors of a GGUF's words."""
-
-    def __init__(self, gguf: Path) -> None:
-        folder, name = str(gguf.parent), gguf.name
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, gguf_file=name)
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=name, dtype=torch.float32)
-        self.table = model.get_input_embeddings().weight.detach()  # [V, e]
-
-    def words(self, n: int) -> list[str]:
-        """Its n most frequent words in lower case: byte-level BPE numbers its pieces in the order of their merges."""
-        pieces = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
-        return [piece[1:] for piece, _ in pieces if re.fullmatch("Ġ[a-z]{2,}", piece)][:n]
-
-    def of(self, pieces: list[str], width: int) -> torch.Tensor:
-        """[pieces, width]: the principal components of the pieces' vectors, every row of length sqrt(width)."""
-        ids = [self.tokenizer.encode(piece.replace("▁", " "), add_special_tokens=False) for piece in pieces]
-        found = torch.stack([self.table[its].mean(0) for its in ids])
-        found = torch.nn.functional.normalize(found - self.table.mean(0), dim=1)
-        found = found @ torch.linalg.svd(found, full_matrices=False)[2][:width].T
-        return torch.nn.functional.normalize(found, dim=1) * math.sqrt(width)
-
-
-def make_student(folder: Path, texts: list[str], seed: int, vectors: Vectors | None = None) -> Path:
+def make_student(folder: Path, texts: list[str], seed: int) -> Path:
     """A folder with a T5 of SHAPE, random weights, and its tokenizer.
 
-    Tied and gated as T5 v1.1 is not and is: an untied head of variance 1 starts far from a uniform distribution. With
-    `vectors` untied, the head small: a tied one would move all words' vectors in each step. Numbers are random all the same.
+    Tied and gated as T5 v1.1 is not and is: an untied head of variance 1 starts far from a uniform distribution.
     """
-    tokenizer = make_tokenizer(texts, vectors.words(EXTRA) if vectors else [])
+    tokenizer = make_tokenizer(texts)
     torch.manual_seed(seed)
-    shape = SHAPE | {"tie_word_embeddings": not vectors}
     model = T5ForConditionalGeneration(T5Config(
-        vocab_size=len(tokenizer), decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, **shape))
-    if vectors:
-        pieces = {piece: at for piece, at in tokenizer.get_vocab().items() if re.search("[a-z]", piece) and "<" not in piece}
-        with torch.no_grad():
-            model.shared.weight[list(pieces.values())] = vectors.of(list(pieces), SHAPE["d_model"])
-            model.lm_head.weight.normal_(0, SHAPE["d_model"] ** -0.5)
+        vocab_size=len(tokenizer), decoder_start_token_id=0, pad_token_id=0, eos_token_id=1, **SHAPE))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
 
-def make_tokenizer(texts: list[str], extra: list[str]) -> PreTrainedTokenizerFast:
-    """T5's kind, in lower case, with `extra` words. A number below 1,000 is a piece, as most are of T5's own: copied at once.
-    Of longer ones and decimals each digit is, so that none is unknown; so is each sign. `▁` belongs to a number's first digit.
+def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
+    """T5's kind, in lower case. A number below 1,000 is a piece, as most are of T5's own: copied at once. Of longer ones and
+    decimals each digit is, so that none is unknown; so is each sign. `▁` belongs to a number's first digit.
 
     The most frequent words are pieces, which halves the inputs: tokenizers' own trainer keeps only what several words share,
     and cuts even "how" in two. What it finds is for words that are still to come.
@@ -261,7 +215,6 @@ def make_tokenizer(texts: list[str], extra: list[str]) -> PreTrainedTokenizerFas
         tokenizer.normalizer.normalize_str(text)))
     numbers = {f"▁{number}": words.pop(f"▁{number}", 1) for number in range(NUMBERS)}
     known = dict(words.most_common(WORDS)) | numbers
-    known |= {f"▁{word}": 1 for word in extra if f"▁{word}" not in known}
     total = sum(known.values())
     parts = [(piece, score) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"][len(SPECIAL):]]
     tokenizer.model = models.Unigram(

@@ -132,6 +132,7 @@ def train(
         defaults.FORMATS) + ".")] = None,
     resample: Annotated[float | None, typer.Option(help="hybrid: share of draws with fresh numbers, of equations (default "
                                                    f"{defaults.RESAMPLE:g}).")] = None,
+    named: Annotated[bool, typer.Option("--named", help="hybrid: equations that say what their numbers are.")] = False,
     rationales: Annotated[bool, typer.Option("--rationales/--no-rationales", help="hybrid: with rationales beside the "
                                              "labels.")] = True,
     reworded: Annotated[str | None, typer.Option(help="hybrid: a run whose teacher put the rows in other words (teach "
@@ -174,7 +175,7 @@ def train(
     _show(verb(student, run=run, tiny=tiny, method=method, task=task, data=data, column=_columns(column), epochs=epochs,
                tokens=tokens, batch_size=batch_size, learning_rate=learning_rate, alpha=alpha, weighting=weighting,
                two_pass=two_pass, mutual_information=mutual_information, match=match, formats=_shares(formats),
-               resample=resample, rationales=rationales, reworded=reworded, rounds=rounds, mentor=mentor,
+               resample=resample, named=named, rationales=rationales, reworded=reworded, rounds=rounds, mentor=mentor,
                mentor_share=mentor_share, temperature=temperature, factors=factors, ood=ood, general=general,
                optimizer=optimizer, layers=layers,
                vocabulary=vocabulary, carve_from=carve_from, batch_tokens=batch_tokens,

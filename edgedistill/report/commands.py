@@ -23,8 +23,8 @@ _FLAGS = {
               "two_pass": "--two-pass", "mutual_information": "--mutual-information", "match": "--match",
               "formats": "--formats", "mentor": "--mentor", "mentor_share": "--mentor-share",
               "temperature": "--temperature", "factors": "--factors",
-              "resample": "--resample", "no_rationales": "--no-rationales", "reworded": "--reworded", "rounds": "--rounds",
-              "ood": "--ood", "general": "--general", "optimizer": "--optimizer", "layers": "--layers",
+              "resample": "--resample", "named": "--named", "no_rationales": "--no-rationales", "reworded": "--reworded",
+              "rounds": "--rounds", "ood": "--ood", "general": "--general", "optimizer": "--optimizer", "layers": "--layers",
               "vocabulary": "--vocabulary", "from": "--from", "seed": "--seed"},
     "export": {"layout": "--layout", "target": "--target", "vocab": "--vocab", "max_drop": "--max-drop"},
 }

@@ -262,6 +262,9 @@ def _mentor(place: str | None, student: Student, questions: list[Question], cuda
         raise UsageError(f"--mentor {runs.subject_name(place)}: it was trained by {made.get('method')} and does not know "
                          f"labels and rationales apart; take one trained by {' or '.join(TWO_TASKS)} on both"
                          + ("" if mentor.format.chain else ", or add --no-rationales"))
+    if mentor.format.named != student.format.named:
+        raise UsageError(f"--mentor {runs.subject_name(place)}: of mentor and student one is trained with --named and one "
+                         "without; take the same for both")
     if cuda:
         mentor.model.to("cuda")
     return mentor
