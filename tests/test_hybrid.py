@@ -163,6 +163,8 @@ def test_a_student_learns_from_a_mentor_with_fresh_numbers(folder: str, tmp_path
     mentor = str(large / "train" / "student")
     with pytest.raises(UsageError, match="large-student: it was trained by finetune .* take one trained by step-by-step or hy"):
         train(folder, run=run, mentor=mentor, **settings)
+    with pytest.raises(UsageError, match="of mentor and student one is trained with --named and one without"):
+        train(folder, run=run, mentor=mentor, named=True, rationales=False, **settings)
     bare = tiny_students.taught_run(tmp_path / "bare")
     train(folder, run=str(bare), rationales=False, **settings)
     with pytest.raises(UsageError, match="bare-student: it was trained by hybrid and does not know"):
@@ -338,7 +340,8 @@ def test_the_plan_tells_how_many_questions_can_have_fresh_numbers(folder: str, t
     ("Ann has $ 4.50 and finds $3 more.", "( 4.5 + 3.0 )", "( has dollars 4.5 + finds dollars 3 )"),
     ("3 of the old birds and 8 more storks came.", "( 3 + 8 )", "( birds 3 + and storks 8 )"),
     ("He paid 1,200 dollars.\nAnd in 12 months?", "( 7 * ( 1200 / 12 ) )", "( 7 * ( paid dollars 1200 / in months 12 ) )"),
-    ("It takes 5, then 5 hours.", "( 5 + 5 )", "( takes 5 + takes 5 )")])
+    ("It takes 5, then 5 hours.", "( 5 + 5 )", "( takes 5 + takes 5 )"),
+    ("At José 4 élan and 5 – six.", "( 4 + 5 )", "( 4 + and 5 )")])
 def test_a_named_equation_says_what_its_numbers_are(question: str, equation: str, said: str) -> None:
     assert named(question, equation) == said
     words, left = Format.for_task(tiny_students.TASK, family="t5", eos_id=1, pad_id=0, named=True).split(said)

@@ -10,6 +10,8 @@ from __future__ import annotations
 import re
 from fractions import Fraction
 
+from edgedistill.edge.format import FILLERS
+
 _NUMBER = re.compile(r"[0-9]+(?:,[0-9]{3})*(?:\.[0-9]+)?")
 _TOKEN = re.compile(_NUMBER.pattern + r"|[A-Za-z][A-Za-z'-]*|\S|\n")
 _PASSED = frozenset("more less fewer other new of the old big small".split())  # between a number and what it counts
@@ -37,14 +39,15 @@ def _value(number: str) -> Fraction:
 
 
 def _around(tokens: list[str], at: int) -> list[str]:
-    """The word before the number and the first one after it that is not passed over, in lower case; `$` counts dollars."""
+    """The word before the number and the first one after it that is not passed over, in lower case; `$` counts dollars.
+    None but those that `Format.split` takes out again."""
     money = at > 0 and tokens[at - 1] == "$"
     before = tokens[max(0, at - 1 - money):at - money]
     after = []
     for token in () if money else tokens[at + 1:at + 1 + WITHIN]:
-        if not token[0].isalpha():
+        if not FILLERS.fullmatch(token):
             break
         if token.lower() not in _PASSED:
             after = [token]
             break
-    return [word.lower() for word in (*before, *(["dollars"] if money else after)) if word[0].isalpha()]
+    return [word.lower() for word in (*before, *(["dollars"] if money else after)) if FILLERS.fullmatch(word)]
