@@ -122,6 +122,7 @@ def train(
     alpha: Annotated[float, typer.Option(help="step-by-step: weight of the label's loss; logit-kd: of the label itself "
                                          "against the mentor.")] = defaults.ALPHA,
     weighting: Annotated[str, typer.Option(help="A part's loss is a mean by token or by sequence.")] = defaults.WEIGHTING,
+    average: Annotated[bool, typer.Option("--average", help="Keep the mean of the weights along the training.")] = False,
     two_pass: Annotated[bool, typer.Option("--two-pass", help="step-by-step, hybrid: as published: an encoding for each "
                                            "target.")] = False,
     mutual_information: Annotated[float, typer.Option(help="step-by-step, hybrid: weight of the term that ties labels and "
@@ -132,7 +133,6 @@ def train(
         defaults.FORMATS) + ".")] = None,
     resample: Annotated[float | None, typer.Option(help="hybrid: share of draws with fresh numbers, of equations (default "
                                                    f"{defaults.RESAMPLE:g}).")] = None,
-    named: Annotated[bool, typer.Option("--named", help="hybrid: equations that say what their numbers are.")] = False,
     rationales: Annotated[bool, typer.Option("--rationales/--no-rationales", help="hybrid: with rationales beside the "
                                              "labels.")] = True,
     reworded: Annotated[str | None, typer.Option(help="hybrid: a run whose teacher put the rows in other words (teach "
@@ -174,14 +174,12 @@ def train(
 
     _show(verb(student, run=run, tiny=tiny, method=method, task=task, data=data, column=_columns(column), epochs=epochs,
                tokens=tokens, batch_size=batch_size, learning_rate=learning_rate, alpha=alpha, weighting=weighting,
-               two_pass=two_pass, mutual_information=mutual_information, match=match, formats=_shares(formats),
-               resample=resample, named=named, rationales=rationales, reworded=reworded, rounds=rounds, mentor=mentor,
-               mentor_share=mentor_share, temperature=temperature, factors=factors, ood=ood, general=general,
-               optimizer=optimizer, layers=layers,
-               vocabulary=vocabulary, carve_from=carve_from, batch_tokens=batch_tokens,
-               gradient_checkpointing=gradient_checkpointing, vram=vram,
-               dry_run=dry_run, resume=resume, max_hours=max_hours, report_to=report_to, seed=seed, threads=threads,
-               overwrite=overwrite), as_json)
+               average=average, two_pass=two_pass, mutual_information=mutual_information, match=match,
+               formats=_shares(formats), resample=resample, rationales=rationales, reworded=reworded, rounds=rounds,
+               mentor=mentor, mentor_share=mentor_share, temperature=temperature, factors=factors, ood=ood, general=general,
+               optimizer=optimizer, layers=layers, vocabulary=vocabulary, carve_from=carve_from, batch_tokens=batch_tokens,
+               gradient_checkpointing=gradient_checkpointing, vram=vram, dry_run=dry_run, resume=resume,
+               max_hours=max_hours, report_to=report_to, seed=seed, threads=threads, overwrite=overwrite), as_json)
 
 
 @app.command("eval")

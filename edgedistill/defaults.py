@@ -37,6 +37,7 @@ FORMATS = {"zero-shot": 0.75, "in-context": 0.15, "zero-shot-answer": 0.05, "in-
 # hybrid, each part a switch (benchmarks/studies/hybrid-ablation.toml takes them off in turn)
 RESAMPLE = 0.5               # of the draws of an equation row have fresh numbers
 MENTOR_SHARE = 0.5           # of the loss, where a mentor is named
+AVERAGE_POWER = 2            # --average: step t counts with t to this power (train/average.py)
 ROUNDS = 0                   # of self-training; each costs a training more, and only rows without a label gain by it
 SELF_SAMPLES = 8             # answers to a question without a label
 SELF_SHARE = 0.75            # of them that must come to one value

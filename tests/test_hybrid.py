@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import subprocess
 import sys
 import time
@@ -13,15 +12,12 @@ import pytest
 import tiny_students
 import torch
 
-from edgedistill import defaults, edge, runs
-from edgedistill.edge.format import Format
+from edgedistill import defaults, runs
 from edgedistill.errors import Stopped, UsageError
-from edgedistill.export import export
 from edgedistill.tasks.data import Row
 from edgedistill.train import selftrain, train, trainer
 from edgedistill.train.batches import Batcher
 from edgedistill.train.methods import Question, questions
-from edgedistill.train.named import named
 from edgedistill.train.students import load
 from edgedistill.train.trainer import Loss, model_inputs
 
@@ -44,10 +40,9 @@ def texts(batcher: Batcher, i: int, epoch: int) -> tuple[str, list[str]]:
     return (student.rust.decode(row.source).strip(), [student.rust.decode(b.target) for b in row.branches])
 
 
-def batcher_of(resample: float, method: str = "hybrid", seed: int = 0, made: list[Question] | None = None,
-               **format: bool) -> Batcher:
+def batcher_of(resample: float, method: str = "hybrid", seed: int = 0, made: list[Question] | None = None) -> Batcher:
     student = tiny_students.decoder()  # its pieces spell any text
-    student.set_task(tiny_students.TASK, shared=True, **format)
+    student.set_task(tiny_students.TASK, shared=True)
     return Batcher(student, made or asked(method), batch_tokens=10_000, seed=seed, resample=resample)
 
 
@@ -163,8 +158,6 @@ def test_a_student_learns_from_a_mentor_with_fresh_numbers(folder: str, tmp_path
     mentor = str(large / "train" / "student")
     with pytest.raises(UsageError, match="large-student: it was trained by finetune .* take one trained by step-by-step or hy"):
         train(folder, run=run, mentor=mentor, **settings)
-    with pytest.raises(UsageError, match="of mentor and student one is trained with --named and one without"):
-        train(folder, run=run, mentor=mentor, named=True, rationales=False, **settings)
     bare = tiny_students.taught_run(tmp_path / "bare")
     train(folder, run=str(bare), rationales=False, **settings)
     with pytest.raises(UsageError, match="bare-student: it was trained by hybrid and does not know"):
@@ -335,41 +328,6 @@ def test_the_plan_tells_how_many_questions_can_have_fresh_numbers(folder: str, t
     assert "numbers   fresh ones for 50% of the draws of " in told and " of them with a rationale: '" in told
 
 
-@pytest.mark.parametrize(("question", "equation", "said"), [
-    ("Luke scored 84 points after 2 rounds.\nHow many a round?", "( 84.0 / 2.0 )", "( scored points 84 / after rounds 2 )"),
-    ("Ann has $ 4.50 and finds $3 more.", "( 4.5 + 3.0 )", "( has dollars 4.5 + finds dollars 3 )"),
-    ("3 of the old birds and 8 more storks came.", "( 3 + 8 )", "( birds 3 + and storks 8 )"),
-    ("He paid 1,200 dollars.\nAnd in 12 months?", "( 7 * ( 1200 / 12 ) )", "( 7 * ( paid dollars 1200 / in months 12 ) )"),
-    ("It takes 5, then 5 hours.", "( 5 + 5 )", "( takes 5 + takes 5 )"),
-    ("At José 4 élan and 5 – six.", "( 4 + 5 )", "( 4 + and 5 )")])
-def test_a_named_equation_says_what_its_numbers_are(question: str, equation: str, said: str) -> None:
-    assert named(question, equation) == said
-    words, left = Format.for_task(tiny_students.TASK, family="t5", eos_id=1, pad_id=0, named=True).split(said)
-    assert words == said and tiny_students.TASK.same(tiny_students.TASK.parse(left), tiny_students.TASK.parse(equation))
-
-
-def test_named_equations_follow_fresh_numbers() -> None:
-    batcher = batcher_of(1.0, named=True)
-    for epoch in range(3):
-        question, (label, *_) = texts(batcher, 0, epoch)
-        first, second = re.findall(r"[0-9]+", question)
-        assert label.startswith(f"( has apples {first} + buys {second} )") and {first, second} != {"13", "42"}
-    assert texts(batcher_of(0.0), 0, 0)[1][0].startswith("( 13 + 42 )")
-
-
-def test_a_named_student_is_trained_exported_and_answers_as_in_torch(folder: str, tmp_path: Path) -> None:
-    run = tiny_students.taught_run(tmp_path / "run", 24)
-    train(folder, run=str(run), method="hybrid", named=True, epochs=1, batch_size=8, learning_rate=1e-3)
-    student, row = load(run / "train" / "student"), tiny_students.problems(1)[0]
-    assert student.format.named and student.format.max_new_tokens("label") == 2 * student.format.max_label_tokens
-    export(run=str(run), precision="fp32", max_drop=100)
-    device = edge.Student.load(run / "export" / "bundle")
-    (ids,) = student.generate([row.text])
-    assert device.generate(row.text).ids == ids
-    said = device.format.decode(device.tokenizer, ids)
-    assert device.answer(row.text, explain=True).rationale == said and re.search("[a-z]", said)
-
-
 def test_it_learns_without_a_teacher_and_without_rationales(folder: str, tmp_path: Path) -> None:
     rows = tmp_path / "rows.jsonl"
     rows.write_text("".join(json.dumps({"input": q.text, "label": q.label}) + "\n" for q in tiny_students.problems(24)))
@@ -388,9 +346,6 @@ def test_bad_settings_are_one_line_errors(tmp_path: Path) -> None:
         ({"method": "step-by-step", "resample": 0.5}, "are parts of --method hybrid"),
         ({"mentor_share": 0.5}, "--mentor-share 0.5 is for --method hybrid with a --mentor"),
         ({"method": "finetune", "reworded": run}, "are parts of --method hybrid"),
-        ({"method": "step-by-step", "named": True}, "are parts of --method hybrid"),
-        ({"named": True, "data": str(choices), "task": "strategyqa", "run": str(tmp_path / "third")},
-         "--named: only equations can have .* words before them"),
         ({"method": "finetune", "rounds": 1}, "are parts of --method hybrid"),
         ({"method": "step-by-step", "rationales": False}, "are parts of --method hybrid"),
         ({"mutual_information": 0.1, "rationales": False}, "without --two-pass and --no-rationales"),

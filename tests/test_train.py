@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import copy
+import itertools
 import json
 import os
 import random
@@ -368,15 +370,15 @@ def ordinary(run: Path, folder: str, epochs: float = 4) -> list[str]:
             str(epochs), "--batch-size", "8", "--learning-rate", "0.003", "--threads", "1"]
 
 
-@pytest.mark.parametrize(("step", "optimizer"), [(20, "adamw"), (6, "adamw8bit")])
-def test_a_killed_training_resumes_to_the_same_weights(step: int, optimizer: str, folder: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("step", "flags"), [(20, ["--average"]), (20, []), (6, ["--optimizer", "adamw8bit"])])
+def test_a_killed_training_resumes_to_the_same_weights(step: int, flags: list[str], folder: str, tmp_path: Path) -> None:
     # 48 questions in steps of 8: checkpoint 6 is at an epoch's end, 20 of 40 in the middle of one.
     straight, killed = (tiny_students.taught_run(tmp_path / name) for name in ("straight", "killed"))
     often = ("import edgedistill.defaults as d; d.CHECKPOINT_MINUTES = 0 if __import__('sys').argv[-1] == '20' else 15\n"
              "import sys; sys.argv.pop()\nfrom edgedistill.cli import main; main()")
 
     def command(run: Path) -> list[str]:
-        return [sys.executable, "-c", often, *ordinary(run, folder, 40 / 6)[3:], "--optimizer", optimizer, str(step)]
+        return [sys.executable, "-c", often, *ordinary(run, folder, 40 / 6)[3:], *flags, str(step)]
 
     subprocess.run(command(straight), check=True, capture_output=True)
     process = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -393,6 +395,43 @@ def test_a_killed_training_resumes_to_the_same_weights(step: int, optimizer: str
     # Bitwise: same threads, same order of rows, same random state.
     assert ((killed / "train" / "student" / "model.safetensors").read_bytes()
             == (straight / "train" / "student" / "model.safetensors").read_bytes())
+
+
+def test_average_keeps_the_mean_of_the_weights_along_the_training(folder: str, tmp_path: Path, monkeypatch) -> None:
+    from safetensors.torch import load_file
+
+    from edgedistill.train import trainer
+
+    seen, measured = [], []
+
+    class Watched(trainer.Average):
+        def on_step_end(self, args, state, control, **more) -> None:
+            seen.append({name: p.detach().clone() for name, p in self.parameters.items()})
+            super().on_step_end(args, state, control, **more)
+
+        @contextlib.contextmanager
+        def instead(self):
+            with super().instead():
+                measured.append({name: p.detach().clone() for name, p in self.parameters.items()})
+                yield
+
+    monkeypatch.setattr(trainer, "Average", Watched)
+    result = train(folder, run=str(tiny_students.taught_run(tmp_path / "run")), method="finetune", epochs=2, batch_size=8,
+                   learning_rate=0.003, average=True)
+    assert len(seen) == 12 and len(measured) == 2
+    # Polynomial decay of power 2: after step t the new weights have 3 / (t + 2) of the mean.
+    mean = {name: torch.zeros_like(each) for name, each in seen[0].items()}
+    means = []
+    for t, weights in enumerate(seen, 1):
+        mean = {name: each + 3 / (t + 2) * (weights[name] - each) for name, each in mean.items()}
+        means += [mean] if t % 6 == 0 else []
+    best = max(range(2), key=lambda i: result["dev"][i]["accuracy"])
+    kept = load_file(tmp_path / "run" / "train" / "student" / "model.safetensors")
+    for i, name in itertools.product(range(2), mean):
+        torch.testing.assert_close(measured[i][name], means[i][name])
+    for name, each in kept.items():
+        torch.testing.assert_close(each, means[best][name])
+        assert not torch.equal(each, seen[6 * best + 5][name])
 
 
 def test_a_damaged_checkpoint_is_passed_over_and_said_so(tmp_path: Path, capsys) -> None:

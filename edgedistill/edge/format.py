@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from edgedistill.tasks.task import Task
 
-FILLERS = re.compile(r"[A-Za-z][A-Za-z'-]* ?")  # a named equation's words
 PREFIXES = {"label": "predict: ", "rationale": "explain: "}  # as in the published code of Distilling Step-by-Step
 
 
@@ -19,7 +17,6 @@ class Format:
     `family` is "t5" (encoder-decoder) or "decoder". `start_id` opens a T5 target, `separator` ends a decoder's input.
     `shared`: the prefix stands after the question instead of before it, so that both parts read one encoding of it.
     `chain`: the label part is a chain of thought that ends with the task's answer lead and the answer.
-    `named`: the label part is an equation with words before its numbers (train/named.py).
     `escapes` maps characters that the tokenizer lacks to what stands for them in its texts. Lengths are in tokens of the
     student.
     """
@@ -35,7 +32,6 @@ class Format:
     task: dict[str, Any] | None = None
     shared: bool = False
     chain: bool = False
-    named: bool = False
     escapes: dict[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -50,7 +46,7 @@ class Format:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Format:
         """Reads what `to_dict` wrote; keys of later versions are ignored. Raises `KeyError` or `TypeError`."""
-        later = ("shared", "chain", "named", "escapes")  # not in what earlier versions wrote
+        later = ("shared", "chain", "escapes")  # not in what earlier versions wrote
         found = {f.name: data[f.name] for f in fields(cls) if f.name in data or f.name not in later}
         for f in fields(cls):
             kind = {"str": str, "int": int, "bool": bool}.get(f.type, (dict, type(None)))
@@ -71,9 +67,7 @@ class Format:
         """The longest output of `part`, in tokens."""
         if part == "label" and self.chain:
             return self.max_label_tokens + self.max_rationale_tokens
-        if part == "label":
-            return self.max_label_tokens * (2 if self.named else 1)
-        return self.max_rationale_tokens
+        return self.max_label_tokens if part == "label" else self.max_rationale_tokens
 
     def encode_source(self, tokenizer: Any, text: str, part: str, given: str | None = None) -> list[int]:
         """Token ids of the input (a `tokenizers.Tokenizer`), cut to `max_input_tokens`; T5 inputs end with EOS.
@@ -106,9 +100,7 @@ class Format:
         return text.strip()
 
     def split(self, output: str) -> tuple[str | None, str]:
-        """(rationale, answer text) of a label output; a plain label has no rationale in it. A named equation is both."""
-        if self.named:
-            return output, FILLERS.sub("", output)
+        """(rationale, answer text) of a label output; a plain label has no rationale in it."""
         if not self.chain or not self.task:
             return None, output
         rationale, answer = Task.from_dict(self.task).split(output)

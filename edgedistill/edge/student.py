@@ -130,8 +130,7 @@ class Student:
 
     def _grammar(self) -> decide.Arithmetic | None:
         """For plain equations whose signs the tokenizer has: none of them is escaped."""
-        form = self.format
-        if not self.task or self.task.kind != "equation" or form.chain or form.named or set(form.escapes) & set("+-*/()., "):
+        if not self.task or self.task.kind != "equation" or self.format.chain or set(self.format.escapes) & set("+-*/()., "):
             return None
         if self._arithmetic is None:
             pieces = ((i, piece) for piece, i in self.tokenizer.get_vocab().items())

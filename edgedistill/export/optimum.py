@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer, processors
 
 from edgedistill import runs
-from edgedistill.edge.format import FILLERS, Format
+from edgedistill.edge.format import Format
 from edgedistill.export import llama, t5
 from edgedistill.export.graph import Weights
 from edgedistill.export.linear import Linear
@@ -76,8 +76,6 @@ def usage(form: Format, tokenizer: Tokenizer) -> list[str]:
         more = f", decoder_start_token_id={form.eos_id}" if form.shared and form.family == "t5" else ""
         lines += [f"A rationale: `{_input(form, tokenizer, 'rationale')}`, "
                   f"`model.generate(**batch, max_new_tokens={form.max_new_tokens('rationale')}{more})`.", ""]
-    if form.named:
-        lines += [f"Answers say what their numbers are; `re.sub({FILLERS.pattern!r}, '', answer)` leaves the equation.", ""]
     if form.escapes:
         lines += ["Characters that the tokenizer lacks are written as others, in questions and answers: "
                   + ", ".join(f"`{character}` as `{other}`" for character, other in form.escapes.items()) + ".", ""]

@@ -22,9 +22,9 @@ def train(
     task: str | None = None, data: str | None = None, column: dict[str, str] | None = None,
     epochs: float = defaults.EPOCHS, tokens: float | None = None, batch_size: int = defaults.BATCH_SIZE,
     learning_rate: float | None = None, alpha: float = defaults.ALPHA, weighting: str = defaults.WEIGHTING,
-    two_pass: bool = False, mutual_information: float = 0.0, match: str | None = None, formats: dict[str, float] | None = None,
-    resample: float | None = None, named: bool = False, rationales: bool = True, reworded: str | None = None,
-    rounds: int = defaults.ROUNDS,
+    average: bool = False, two_pass: bool = False, mutual_information: float = 0.0, match: str | None = None,
+    formats: dict[str, float] | None = None,
+    resample: float | None = None, rationales: bool = True, reworded: str | None = None, rounds: int = defaults.ROUNDS,
     mentor: str | None = None, mentor_share: float | None = None, temperature: float = defaults.TEMPERATURE,
     ood: str | None = None, general: str | None = None, optimizer: str | None = None, layers: int | None = None,
     vocabulary: int | None = None, carve_from: str = defaults.TEACHER, factors: int = defaults.FACTORS,
@@ -43,14 +43,15 @@ def train(
     - `vocabulary` trims the student's to about so many pieces, all that the task uses among them.
     - `tokens`: so many tokens (sources and targets) go through the model, instead of `epochs`: the same budget for
       methods whose questions differ in length.
+    - `average`: the mean of the weights along the training is watched, kept and saved in the place of the last ones
+      (train/average.py).
     - `weighting`: a part's loss is the mean over its "token"s or its "sequence"s. `two_pass` is the published form of
       step-by-step, each target with an encoding of its own. `mutual_information` is the weight of Chen et al.'s term.
     - `match`: "distribution" takes the run's soft targets in the place of the teacher's tokens, "sample" does not
       (default: distribution for specialize, where there are any). `formats` are specialize's shares.
-    - For hybrid: `resample` is the share of draws with fresh numbers, `named` puts the question's words before the numbers of
-      an equation (train/named.py), both for tasks of kind equation; `rationales` may be left out; `reworded` is a run whose
-      teacher put the rows in other words (train/reworded.py); `rounds` of self-training begin anew with the student's own
-      answers to rows without a label, the `tokens` shared.
+    - For hybrid: `resample` is the share of draws with fresh numbers, of tasks of kind equation; `rationales` may be left
+      out; `reworded` is a run whose teacher put the rows in other words (train/reworded.py); `rounds` of self-training begin
+      anew with the student's own answers to rows without a label, the `tokens` shared.
     - `mentor`: for logit-kd and hybrid, a student folder with the same tokenizer; at `temperature` its share of the loss is
       1 - `alpha`, for hybrid `mentor_share`. With fresh numbers it is asked in every step.
     - `factors`: reparam throws the student's FFNs away, trains a random linear chain of so many matrices in the place of
@@ -92,9 +93,9 @@ def train(
     if mutual_information and (method not in TWO_TASKS or two_pass or not rationales):
         raise UsageError("--mutual-information couples a label with its rationale: it needs --method step-by-step or hybrid in "
                          "the shared form, without --two-pass and --no-rationales")
-    if method != "hybrid" and (resample is not None or named or rounds or reworded or not rationales):
-        raise UsageError("--resample, --named, --no-rationales, --reworded and --rounds are parts of --method hybrid; leave "
-                         "them out or take it")
+    if method != "hybrid" and (resample is not None or rounds or reworded or not rationales):
+        raise UsageError("--resample, --no-rationales, --reworded and --rounds are parts of --method hybrid; leave them out or "
+                         "take it")
     if not 0 <= (resample or 0) <= 1 or not 0 <= rounds <= 10:
         raise UsageError(f"--resample {resample or 0:g}, --rounds {rounds}: a share is between 0 and 1, rounds are 0 to 10")
     if rounds and int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -109,9 +110,9 @@ def train(
                     or not all(0 <= share < math.inf for share in formats.values()) or sum(formats.values()) <= 0):
         raise UsageError(f"--formats is for --method specialize: NAME=SHARE of {', '.join(defaults.FORMATS)}")
     card, splits, corpus, inputs = _material(run, task, data, column, seed)
-    if (resample or named) and card.kind != "equation":
-        raise UsageError(f"{f'--resample {resample:g}' if resample else '--named'}: only equations can have other numbers, or "
-                         f"words before them, and labels of {card.name} are of kind {card.kind}; leave it out")
+    if resample and card.kind != "equation":
+        raise UsageError(f"--resample {resample:g}: only equations can have other numbers, and labels of {card.name} are of "
+                         f"kind {card.kind}; leave it out")
     soft = Path(run) / "teach" / "soft" if not data and (Path(run) / "teach" / "soft").is_dir() else None
     if match == "distribution" and not soft:
         raise UsageError("--match distribution needs soft targets: run edgedistill teach with --soft-targets K")
@@ -150,7 +151,8 @@ def train(
     name = runs.subject_name(place) if Path(place).is_dir() else chosen  # manifests hold names, no paths
     config = {"method": method, "student": name, "task": card.name, "questions": len(asked), "epochs": epochs,
               "batch_size": batch_size, "learning_rate": learning_rate, "alpha": alpha, "optimizer": optimizer,
-              "seed": seed, "weighting": weighting, **({"tokens": tokens} if tokens else {})}
+              "seed": seed, "weighting": weighting, **({"tokens": tokens} if tokens else {}),
+              **({"average": True} if average else {})}
     if cut:
         config |= {"layers": layers or int(place.removeprefix("carve:")), "vocabulary": vocabulary or defaults.VOCABULARY,
                    "from": cut.name}
@@ -160,7 +162,7 @@ def train(
         config |= {"shared": not two_pass, "mutual_information": mutual_information}
     if method == "hybrid":
         share = (defaults.RESAMPLE if resample is None else resample) if card.kind == "equation" else 0.0
-        config |= {"resample": share, "rationales": rationales, "rounds": rounds, **({"named": True} if named else {})}
+        config |= {"resample": share, "rationales": rationales, "rounds": rounds}
     if method == "specialize":
         config |= {"formats": formats or defaults.FORMATS}
     if corpus and method not in ("finetune", "logit-kd"):
@@ -173,7 +175,7 @@ def train(
         config |= {"mentor_share": defaults.MENTOR_SHARE if mentor_share is None else mentor_share}
     job = Job(
         card=card, questions=asked, dev=dev, dev_name=dev_name, place=place, cut=cut, why=why, mentor=mentor,
-        format={"shared": method in TWO_TASKS and not two_pass, "chain": method in CHAINS, "named": named},
+        format={"shared": method in TWO_TASKS and not two_pass, "chain": method in CHAINS},
         soft=soft if distribution else None, ood=other, general=general, learning_rate=learning_rate,
         batch_tokens=batch_tokens, checkpointing=gradient_checkpointing, vram=vram, report_to=report_to or [],
         resume=resume, tokens=tokens,

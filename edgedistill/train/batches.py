@@ -161,7 +161,8 @@ class Batcher:
 
 
 def _template(question: Question) -> Template | None:
-    return template(question.text, question.label, [target.text for slot in question.slots[1:] for target in slot])
+    label, *others = question.slots
+    return template(question.text, label[0].text, [target.text for slot in others for target in slot])
 
 
 def encode(student: Student, question: Question, target: Target, soft: dict[tuple[str, int], Any] | None = None) -> Encoded:

@@ -112,7 +112,7 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     trainer = trainer_.DistillTrainer(
         student, batcher, args, loss=loss, bf16=bf16, mentor_head=mentor_head,
         evaluations=evaluations(job.card, student, job.dev, job.ood, job.general, bf16),
-        optimizer=trainer_.optimizer(student.model, plan.optimizer, rate))
+        optimizer=trainer_.optimizer(student.model, plan.optimizer, rate), average=config.get("average", False))
     with_rationale = sum(any(t.sample is not None for t in q.targets()) for q in job.questions)
     last = trainer_.last_checkpoint(folder) if stage.resumed else None
     if job.resume and not last:
@@ -168,6 +168,8 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     trainer.accelerator.wait_for_everyone()
     if not any("eval_accuracy" in entry for entry in trainer.state.log_history):
         trainer.evaluate()  # less than one epoch was asked for
+        if trainer.average:
+            trainer.average.swap()
     history = trainer.state.log_history
     measured = [{"step": e["step"], **{name.removeprefix("eval_"): round(value, 4) for name, value in e.items()
                                           if name.startswith("eval_") and isinstance(value, float)}}
@@ -262,9 +264,6 @@ def _mentor(place: str | None, student: Student, questions: list[Question], cuda
         raise UsageError(f"--mentor {runs.subject_name(place)}: it was trained by {made.get('method')} and does not know "
                          f"labels and rationales apart; take one trained by {' or '.join(TWO_TASKS)} on both"
                          + ("" if mentor.format.chain else ", or add --no-rationales"))
-    if mentor.format.named != student.format.named:
-        raise UsageError(f"--mentor {runs.subject_name(place)}: of mentor and student one is trained with --named and one "
-                         "without; take the same for both")
     if cuda:
         mentor.model.to("cuda")
     return mentor
@@ -298,6 +297,7 @@ def _plan(job: Job, config: dict[str, Any], student: Student, batcher: Batcher, 
     extra = 12.0 * batcher.batch_tokens * len(student.head) if config.get("mutual_information") else 0.0
     extra += sum(4.0 * each.numel() for each in batcher.mentor.values())
     extra += (6.0 if bf16 else 4.0) * batcher.asking.parameters() if batcher.asking else 0.0
+    extra += 4.0 * student.parameters() if config.get("average") else 0.0
 
     def predicted(tokens: int, optimizer: str, checkpointing: bool) -> memory.Memory:
         groups = batcher.cut(worst, tokens)

@@ -25,7 +25,6 @@ from edgedistill.edge.format import PREFIXES, Format
 from edgedistill.errors import UsageError
 from edgedistill.tasks.task import Task
 from edgedistill.train import packed, reparam, stacks
-from edgedistill.train.named import named
 from edgedistill.train.packed import Batch, Weights
 
 T5S = ("t5", "mt5")
@@ -90,10 +89,7 @@ class Student(ABC):
         return self.model.get_output_embeddings().weight
 
     def encode(self, text: str, target: str, part: str, source: str | None = None) -> Encoded:
-        """One training example as token ids; `source` is read instead of `text` with its prefix. A named format puts the
-        question's words into an equation."""
-        if part == "label" and self.format.named:
-            target = named(text, target)
+        """One training example as token ids; `source` is read instead of `text` with its prefix."""
         branch = Branch(self.format.opening(self.rust, part), self.format.encode_target(self.rust, target, part),
                         list(PREFIXES).index(part))
         return Encoded(self.format.encode_source(self.rust, text, part, source), (branch,))

@@ -24,6 +24,7 @@ from edgedistill import defaults, machine, runs
 from edgedistill.errors import Error, Stopped, UsageError, need
 from edgedistill.progress import Progress, say
 from edgedistill.train import objectives
+from edgedistill.train.average import Average
 from edgedistill.train.batches import PARTS, Batcher
 from edgedistill.train.packed import Batch, Weights
 from edgedistill.train.students import Student
@@ -72,8 +73,9 @@ class DistillTrainer(Trainer):
 
     def __init__(self, student: Student, batcher: Batcher, args: TrainingArguments, *, loss: Loss, bf16: bool,
                  evaluations: Callable[[], dict[str, float]], optimizer: torch.optim.Optimizer,
-                 mentor_head: Tensor | None = None) -> None:
+                 mentor_head: Tensor | None = None, average: bool = False) -> None:
         self.student, self.batcher, self.loss, self.bf16 = student, batcher, loss, bf16
+        self.average = Average(student.model) if average else None
         self._evaluations, self._mentor_head = evaluations, mentor_head
         self._sums: dict[str, list[float]] = defaultdict(list)
         self.seen_tokens = 0
@@ -83,6 +85,8 @@ class DistillTrainer(Trainer):
                          optimizers=(optimizer, None))
         self.remove_callback(PrinterCallback)
         self.add_callback(_Epoch(self))
+        if self.average:
+            self.add_callback(self.average)
         self.model_accepts_loss_kwargs = False  # our loss is a mean already; the Trainer divides by the accumulation
 
     def get_train_dataloader(self) -> DataLoader:
@@ -151,10 +155,11 @@ class DistillTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
-        """The dev sets' accuracies, under the names that the Trainer gives to metrics."""
-        metrics = {f"eval_{name}": value for name, value in self.measure().items()}
-        self.log(dict(metrics))
-        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        """The dev sets' accuracies, by the Trainer's names for metrics; of the mean weights where these are kept."""
+        with self.average.instead() if self.average else contextlib.nullcontext():
+            metrics = {f"eval_{name}": value for name, value in self.measure().items()}
+            self.log(dict(metrics))
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
     def measure(self) -> dict[str, float]:
@@ -176,9 +181,23 @@ class DistillTrainer(Trainer):
             super()._save_checkpoint(*args, **kwargs)
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
+            if self.average:
+                with saving(folder):
+                    self.average.save(folder)
             # Other processes may still be writing their random states.
             files = [p for p in sorted(folder.iterdir()) if p.is_file() and not p.name.startswith("rng_state_")]
             runs.write_json(folder / SUMS, {p.name: runs.sha256(p) for p in files})
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self.average:
+            self.average.load(Path(resume_from_checkpoint))
+
+    def _load_best_model(self) -> None:
+        super()._load_best_model()
+        if self.average:
+            self.average.load(Path(self.state.best_model_checkpoint))
+            self.average.swap()
 
 
 @contextlib.contextmanager
