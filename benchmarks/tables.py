@@ -178,6 +178,13 @@ def studies() -> str:
                   f"{_share(alone['accuracy'], alone['ci95'])}; what part of it is the rows', the tokens' or the fresh "
                   "numbers' was not taken apart ([script](benchmarks/svamp_plus.py), "
                   "[result](benchmarks/results/svamp-plus.json)).", ""]
+    if (path := RESULTS / "study-faults.json").is_file():
+        found = _json(path)
+        faults = found["faults"]
+        lines += [f"A study of {found['cells']} tiny cells, killed {faults['killed']} times, with a full disk {faults['full']} "
+                  f"times and {faults['cut'] + faults['changed']} of its result files damaged, ends with the answers of an "
+                  "undisturbed one, each row counted once ([script](benchmarks/study_faults.py), "
+                  "[result](benchmarks/results/study-faults.json)).", ""]
     return "\n".join(lines).rstrip()
 
 

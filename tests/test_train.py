@@ -427,6 +427,7 @@ def test_average_keeps_the_mean_of_the_weights_along_the_training(folder: str, t
         means += [mean] if t % 6 == 0 else []
     best = max(range(2), key=lambda i: result["dev"][i]["accuracy"])
     kept = load_file(tmp_path / "run" / "train" / "student" / "model.safetensors")
+    assert "mean of the weights along the way" in (tmp_path / "run" / "train" / "student" / "README.md").read_text()
     for i, name in itertools.product(range(2), mean):
         torch.testing.assert_close(measured[i][name], means[i][name])
     for name, each in kept.items():

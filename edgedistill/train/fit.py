@@ -360,7 +360,8 @@ def _model_card(result: dict[str, Any], stage: Any, chosen: dict[str, Any]) -> s
         "---", "library_name: edgedistill", "tags: [distillation, edge]", "---", "",
         f"# A student of {result['parameters'] / 1e6:.1f} M parameters for the task {result['task']}", "",
         f"- Trained by `{result['method']}` from `{result['student']}` on {result['questions']} questions "
-        f"({result['with_rationale']} with a verified rationale), {result['steps']} steps, seed {stage.config['seed']}.",
+        f"({result['with_rationale']} with a verified rationale), {result['steps']} steps, seed {stage.config['seed']}"
+        + ("; the mean of the weights along the way." if stage.config.get("average") else "."),
         f"- Dev accuracy {100 * chosen['accuracy']:.1f} % at step {chosen['step']}"
         + (" (checkpoint chosen on these rows)." if chosen["accuracy"] == result["best_dev_accuracy"] else
            f"; chosen for the other task's dev rows, {100 * chosen['ood_accuracy']:.1f} %."),
