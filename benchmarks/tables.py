@@ -191,14 +191,14 @@ def studies() -> str:
 def edge() -> str:
     """The engine beside its peers, from `results/edge-speed/`, `edge-exact/` and `bundle-fuzz.json`."""
     lines = []
-    for path in sorted((RESULTS / "edge-speed").glob("*.json"), reverse=True):
+    for path in sorted(RESULTS.glob("edge-speed*/*.json"), key=lambda p: (p.stem, -len(p.parent.name)), reverse=True):
         r = _json(path)
         if r["threads"] != 2:
             continue
         outputs = list(r["results"][0]["ms"])
         lines += [f"{r['student']}, {r['input_tokens']} input tokens, {r['threads']} thread{'s' if r['threads'] > 1 else ''}, "
-                  f"medians of {r['rounds']} requests taken in turns ([script](benchmarks/edge_speed.py), "
-                  f"[result](benchmarks/results/edge-speed/{path.name})):", "",
+                  f"target `{r['target']}`, medians of {r['rounds']} requests taken in turns "
+                  f"([script](benchmarks/edge_speed.py), [result](benchmarks/results/{path.relative_to(RESULTS).as_posix()})):", "",
                   f"| engine | vocabulary | {' | '.join(f'ms for {n}' for n in outputs)} | ms a token (floor) | MB | "
                   "serving MB | load ms |", "|---|---|" + "---|" * (len(outputs) + 4)]
         for e in r["results"]:
