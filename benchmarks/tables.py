@@ -198,7 +198,8 @@ def edge() -> str:
         outputs = list(r["results"][0]["ms"])
         lines += [f"{r['student']}, {r['input_tokens']} input tokens, {r['threads']} thread{'s' if r['threads'] > 1 else ''}, "
                   f"target `{r['target']}`, medians of {r['rounds']} requests taken in turns "
-                  f"([script](benchmarks/edge_speed.py), [result](benchmarks/results/{path.relative_to(RESULTS).as_posix()})):", "",
+                  f"([script](benchmarks/edge_speed.py), "
+                  f"[result](benchmarks/results/{path.relative_to(RESULTS).as_posix()})):", "",
                   f"| engine | vocabulary | {' | '.join(f'ms for {n}' for n in outputs)} | ms a token (floor) | MB | "
                   "serving MB | load ms |", "|---|---|" + "---|" * (len(outputs) + 4)]
         for e in r["results"]:
