@@ -115,6 +115,13 @@ def train() -> str:
                   f"{len(near)} of {len(errors)} configurations"
                   + (f", {errors[-1]:.0f} % off in the worst" if len(near) < len(errors) else "")
                   + " ([script](benchmarks/train_memory.py), [result](benchmarks/results/train-memory-cpu.json))."]
+    if (RESULTS / "align-mass.json").is_file():
+        aligned = _read("align-mass.json")
+        lines += ["", f"How much of {aligned['teacher']}'s probability on {aligned['samples']} rationales reaches a student "
+                  "with other pieces: " + "; ".join(
+                      f"{name} {100 * ways['recurrence']['mass']:.1f} % by the published recurrence, "
+                      f"{100 * ways['spans']['mass']:.1f} % by spans" for name, ways in aligned["students"].items())
+                  + " ([script](benchmarks/align_mass.py), [result](benchmarks/results/align-mass.json))."]
     if (RESULTS / "t5-wordmath.json").is_file():
         t5 = _read("t5-wordmath.json")
         lines += ["", f"A T5 of {t5['parameters'] / 1e6:.0f} M parameters learns the built-in problems from nothing in "
