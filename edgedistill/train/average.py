@@ -1,8 +1,8 @@
 """The mean of the weights along a training: what is evaluated, kept and saved in the place of the last ones.
 
-A small set of rows leaves the weights of single epochs far apart, and too few dev rows to tell which are good. Their mean is
-better than the last and than the one chosen (benchmarks/LOG.md). The weights after step t count with t to the power of
-`defaults.AVERAGE_POWER` (polynomial-decay averaging, Shamir and Zhang 2013): no length has to be guessed, and what the first
+A small set of rows leaves the weights of single epochs far apart, and few dev rows cannot tell which are good. Measured on SVAMP:
+one to eight points over the epoch that dev chose, each time within or near one seed's chance (benchmarks/LOG.md). The
+weights after step t count with about t to the power of `defaults.AVERAGE_POWER` (polynomial-decay averaging, Shamir and Zhang 2013): no length has to be guessed, and what the first
 steps brought is forgotten.
 """
 
