@@ -1,9 +1,9 @@
 """The mean of the weights along a training: what is evaluated, kept and saved in the place of the last ones.
 
-A small set of rows leaves the weights of single epochs far apart, and few dev rows cannot tell which are good. Measured on SVAMP:
-one to eight points over the epoch that dev chose, each time within or near one seed's chance (benchmarks/LOG.md). The
-weights after step t count with about t to the power of `defaults.AVERAGE_POWER` (polynomial-decay averaging, Shamir and Zhang 2013): no length has to be guessed, and what the first
-steps brought is forgotten.
+A small set of rows leaves the weights of single epochs far apart, and few dev rows cannot tell which are good. Measured on
+SVAMP: 0.5 to 8 points of the test over the epoch that dev chose, beyond chance in one of three trainings (benchmarks/LOG.md).
+The weights after step t count with about t to the power of `defaults.AVERAGE_POWER` (polynomial-decay averaging, Shamir and
+Zhang 2013): no length has to be guessed, and what the first steps brought is forgotten.
 """
 
 from __future__ import annotations
