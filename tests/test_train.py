@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import tiny_students
 import torch
+from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, log_softmax
 
 from edgedistill.errors import Error, UsageError
@@ -398,8 +399,6 @@ def test_a_killed_training_resumes_to_the_same_weights(step: int, flags: list[st
 
 
 def test_average_keeps_the_mean_of_the_weights_along_the_training(folder: str, tmp_path: Path, monkeypatch) -> None:
-    from safetensors.torch import load_file
-
     from edgedistill.train import trainer
 
     seen, measured = [], []
@@ -425,7 +424,7 @@ def test_average_keeps_the_mean_of_the_weights_along_the_training(folder: str, t
     for t, weights in enumerate(seen, 1):
         mean = {name: each + 3 / (t + 2) * (weights[name] - each) for name, each in mean.items()}
         means += [mean] if t % 6 == 0 else []
-    best = max(range(2), key=lambda i: result["dev"][i]["accuracy"])
+    best = max(range(2), key=lambda i: (result["dev"][i]["accuracy"], i))
     kept = load_file(tmp_path / "run" / "train" / "student" / "model.safetensors")
     assert "mean of the weights along the way" in (tmp_path / "run" / "train" / "student" / "README.md").read_text()
     for i, name in itertools.product(range(2), mean):
@@ -563,6 +562,26 @@ def test_other_tasks_and_general_text_are_watched(folder: str, tmp_path: Path) -
     assert {"accuracy", "ood_accuracy", "general_perplexity"} <= set(result["before"])
     assert all(entry["general_perplexity"] > 1 and "ood_accuracy" in entry for entry in result["dev"])
     assert (tmp_path / "run" / "train" / "student-ood" / "model.safetensors").is_file()
+
+
+def test_of_equal_dev_accuracies_the_later_is_kept(folder: str, tmp_path: Path, monkeypatch) -> None:
+    from edgedistill.train import fit, trainer
+
+    own, other = iter([0.0, 0.5, 0.75, 0.75, 0.25]), iter([0.0, 0.5, 0.25, 0.5, 0.0])  # before the first epoch, after each
+    monkeypatch.setattr(fit, "evaluations", lambda *_: lambda: {"accuracy": next(own), "ood_accuracy": next(other)})
+    seen = {}
+
+    def note(self, args, state, control, **_) -> None:
+        seen[state.global_step] = {name: p.detach().clone() for name, p in self.trainer.model.named_parameters()}
+
+    monkeypatch.setattr(trainer._Epoch, "on_evaluate", note, raising=False)
+    result = train(folder, run=str(tiny_students.taught_run(tmp_path / "run")), epochs=4, batch_size=8, ood="builtin:wordmath")
+    assert [entry["accuracy"] for entry in result["dev"]] == [0.5, 0.75, 0.75, 0.25]
+    assert (result["best_dev_accuracy"], result["best_ood_accuracy"]) == (0.75, 0.5)
+    for name in ("student", "student-ood"):
+        kept = tmp_path / "run" / "train" / name
+        assert read_json(kept / "edgedistill.json")["provenance"]["step"] == 18
+        assert all(torch.equal(each, seen[18][key]) for key, each in load_file(kept / "model.safetensors").items())
 
 
 def test_two_dev_sets_may_use_the_same_ids() -> None:

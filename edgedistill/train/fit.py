@@ -176,7 +176,7 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
                    for e in history if "eval_accuracy" in e]
     losses = [{"step": e["step"], **{k: e[k] for k in ("loss", "label_loss", "rationale_loss") if k in e}}
               for e in history if "loss" in e]
-    best = max(measured, key=lambda e: e["accuracy"])
+    best = _best(measured, "accuracy")
     seen = trainer.accelerator.reduce(torch.tensor(float(trainer.seen_tokens), device=args.device), "sum")
     if not trainer.is_world_process_zero():
         return {}
@@ -200,14 +200,19 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     outputs = _save(student, stage, result, best, "student")
     if best_ood and (folder / "best-ood").is_dir():
         best_ood.load()
-        result["best_ood_accuracy"] = max(e["ood_accuracy"] for e in measured)
-        other = next(e for e in measured if e["ood_accuracy"] == result["best_ood_accuracy"])
+        other = _best(measured, "ood_accuracy")
+        result["best_ood_accuracy"] = other["ood_accuracy"]
         outputs += _save(student, stage, result, other, "student-ood")
     stage.done(result, outputs)
     shutil.rmtree(args.output_dir, ignore_errors=True)  # gigabytes that a finished stage has no use for
     say(f"train: {trainer.state.global_step} steps in {clock(result['seconds'])}, best dev accuracy "
         f"{100 * best['accuracy']:.1f} %; student in {stage.path / 'student'}")
     return result
+
+
+def _best(measured: list[dict[str, Any]], name: str) -> dict[str, Any]:
+    """The evaluation with the highest value of a dev set; of equal ones the last, as the Trainer chooses."""
+    return max(measured, key=lambda e: (e[name], e["step"]))
 
 
 def _example(fresh: list[Template]) -> str:

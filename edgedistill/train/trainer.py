@@ -193,6 +193,12 @@ class DistillTrainer(Trainer):
         if self.average:
             self.average.load(Path(resume_from_checkpoint))
 
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """Of equal dev accuracies the later one counts: it has been trained longer (the Trainer's own takes the first)."""
+        if metrics["eval_accuracy"] == self.state.best_metric:
+            self.state.best_metric = -math.inf
+        return super()._determine_best_metric(metrics, trial)
+
     def _load_best_model(self) -> None:
         super()._load_best_model()
         if self.average:
@@ -258,7 +264,7 @@ class BestOther(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
         earlier = [e["eval_ood_accuracy"] for e in state.log_history[:-1] if "eval_ood_accuracy" in e]
-        if state.is_world_process_zero and metrics["eval_ood_accuracy"] > max(earlier, default=-1.0):
+        if state.is_world_process_zero and metrics["eval_ood_accuracy"] >= max(earlier, default=-1.0):
             with saving(self.folder):
                 self.student.model.save_pretrained(self.folder, safe_serialization=True)
 
