@@ -142,6 +142,9 @@ def train(
                                                "tokenizer.")] = None,
     mentor_share: Annotated[float | None, typer.Option(help="hybrid: the mentor's share of the loss (default "
                                                        f"{defaults.MENTOR_SHARE:g}).")] = None,
+    inherit: Annotated[str | None, typer.Option(help="hybrid: begin with the mentor's layers: spread over its depth, or its "
+                                                "two ends.")] = None,
+    states: Annotated[float, typer.Option(help="hybrid: weight of being like the mentor after each layer.")] = 0.0,
     temperature: Annotated[float, typer.Option(help="Of the mentor's distribution.")] = defaults.TEMPERATURE,
     factors: Annotated[int, typer.Option(help="reparam: matrices of the linear chain in each FFN's place, 1 to 3.")
                        ] = defaults.FACTORS,
@@ -176,10 +179,11 @@ def train(
                tokens=tokens, batch_size=batch_size, learning_rate=learning_rate, alpha=alpha, weighting=weighting,
                average=average, two_pass=two_pass, mutual_information=mutual_information, match=match,
                formats=_shares(formats), resample=resample, rationales=rationales, reworded=reworded, rounds=rounds,
-               mentor=mentor, mentor_share=mentor_share, temperature=temperature, factors=factors, ood=ood, general=general,
-               optimizer=optimizer, layers=layers, vocabulary=vocabulary, carve_from=carve_from, batch_tokens=batch_tokens,
-               gradient_checkpointing=gradient_checkpointing, vram=vram, dry_run=dry_run, resume=resume,
-               max_hours=max_hours, report_to=report_to, seed=seed, threads=threads, overwrite=overwrite), as_json)
+               mentor=mentor, mentor_share=mentor_share, inherit=inherit, states=states, temperature=temperature,
+               factors=factors, ood=ood, general=general, optimizer=optimizer, layers=layers, vocabulary=vocabulary,
+               carve_from=carve_from, batch_tokens=batch_tokens, gradient_checkpointing=gradient_checkpointing, vram=vram,
+               dry_run=dry_run, resume=resume, max_hours=max_hours, report_to=report_to, seed=seed, threads=threads,
+               overwrite=overwrite), as_json)
 
 
 @app.command("eval")

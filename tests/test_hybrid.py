@@ -14,8 +14,9 @@ import torch
 
 from edgedistill import defaults, runs
 from edgedistill.errors import Stopped, UsageError
+from edgedistill.runs import read_json
 from edgedistill.tasks.data import Row
-from edgedistill.train import selftrain, train, trainer
+from edgedistill.train import depth, packed, selftrain, train, trainer
 from edgedistill.train.batches import Batcher
 from edgedistill.train.methods import Question, questions
 from edgedistill.train.students import load
@@ -149,6 +150,82 @@ def test_a_mentor_is_asked_for_fresh_numbers_too() -> None:
         seen.add(tuple(micro["targets"].tolist()))
     assert len(seen) == 3
     assert Batcher(student, asked(), batch_tokens=10_000, mentor=mentor).asking is None  # nothing is asked later
+
+
+def shallow(layers: int, **more):
+    """A student of the mentors' width."""
+    student = tiny_students.decoder(num_hidden_layers=layers, **more)
+    student.set_task(tiny_students.TASK, shared=False)
+    return student
+
+
+def test_which_of_a_mentors_layers_a_students_are() -> None:
+    assert depth.stands_for(16, 30) == [0, 2, 4, 6, 8, 10, 12, 14, 15, 17, 19, 21, 23, 25, 27, 29]
+    assert depth.stands_for(16, 30, "ends") == [*range(7), *range(21, 30)]
+    assert depth.stands_for(4, 4) == depth.stands_for(4, 4, "ends") == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("way", depth.WAYS)
+def test_a_student_begins_with_a_mentors_layers_and_is_told_its_states(way: str) -> None:
+    student, mentor = shallow(3), shallow(6)
+    depth.check(student, mentor, "--states")
+    depth.inherit(student, mentor, way)
+    of = depth.stands_for(3, 6, way)
+    for layer, number in zip(student.model.model.layers, of, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(layer.parameters(), mentor.model.model.layers[number].parameters(),
+                                                     strict=True))
+    assert torch.equal(student.head, mentor.head)
+    micro = Batcher(student, asked(), batch_tokens=10_000)(list(range(len(asked()))))["micro"][0]
+    read = model_inputs(micro)
+    guide = depth.Guide(student, mentor, way, 1.0, packed.Weights())
+    last, theirs = guide(read)
+    # Row by row, by transformers' own forward: its states are [0] the embedding's, [n] layer n's, the last one after the norm.
+    for group in read["rows"]:
+        for row in group["q"]["index"].tolist():
+            row = list(dict.fromkeys(row))  # padding repeats the first token
+            whole = mentor.model(input_ids=read["ids"][row][None], output_hidden_states=True).hidden_states
+            for tap, state in zip(guide._theirs, theirs, strict=True):
+                if tap < 5:
+                    torch.testing.assert_close(state[row], whole[tap + 1][0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(last, mentor.hidden(read))
+    hidden, ours = student.hidden(read, taps=guide.taps)
+    assert torch.equal(hidden, student.hidden(read)) and [state.shape for state in ours] == [state.shape for state in theirs]
+    loss = depth.unlikeness(ours, theirs)
+    loss.backward()
+    assert 0 < loss < 3 and student.model.model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
+    assert depth.unlikeness(theirs, [7 * each for each in theirs]) < 1e-5
+    assert mentor.model.model.layers[0].self_attn.q_proj.weight.grad is None
+
+
+def test_a_mentor_of_another_shape_or_form_is_told() -> None:
+    with pytest.raises(UsageError, match="--states needs a --mentor"):
+        depth.check(shallow(2), None, "--states")
+    with pytest.raises(UsageError, match="--inherit: the mentor must be as wide as the student .* .widths 48 and "):
+        depth.check(shallow(2), shallow(4, hidden_size=48, intermediate_size=64, head_dim=8), "--inherit")
+    with pytest.raises(UsageError, match="not shallower .*layers 2 and 4"):
+        depth.check(shallow(4), shallow(2), "--inherit")
+    with pytest.raises(UsageError, match="leave it out for a T5"):
+        depth.check(tiny_students.t5(), tiny_students.t5(), "--states")
+    shared = shallow(4)
+    shared.set_task(tiny_students.TASK, shared=True)
+    with pytest.raises(UsageError, match="its prefix behind the question; leave out --two-pass"):
+        depth.check(shallow(2), shared, "--states")
+    with pytest.raises(UsageError, match="its prefix before the question; add --two-pass"):
+        depth.check(shared, shallow(4), "--states")
+
+
+def test_a_student_that_inherits_and_watches_states_is_trained(tmp_path: Path) -> None:
+    large, run = (str(tiny_students.taught_run(tmp_path / name)) for name in ("large", "small"))
+    settings = {"batch_size": 8, "learning_rate": 0.003}
+    small = str(tmp_path / "shallow")
+    shallow(2).save(Path(small), {}, "")
+    shallow(4).save(tmp_path / "deep", {}, "")
+    train(str(tmp_path / "deep"), run=large, method="finetune", epochs=2, **settings)
+    for states, inherit in ((0.0, "ends"), (2.0, "spread"), (2.0, None)):
+        made = train(small, run=run, method="hybrid", mentor=str(Path(large) / "train" / "student"), rationales=False,
+                     two_pass=True, resample=0.5, epochs=1, states=states, inherit=inherit, overwrite=True, **settings)
+        config = read_json(Path(run) / "train" / "manifest.json")["config"]
+        assert (config.get("states", 0.0), config.get("inherit")) == (states, inherit) and made["losses"][-1]["loss"] > 0
 
 
 def test_a_student_learns_from_a_mentor_with_fresh_numbers(folder: str, tmp_path: Path, monkeypatch) -> None:
@@ -344,6 +421,9 @@ def test_bad_settings_are_one_line_errors(tmp_path: Path) -> None:
     for settings, message in [
         ({"resample": 1.5}, "--resample 1.5, .*between 0 and 1"), ({"rounds": -1}, "rounds are 0 to 10"),
         ({"method": "step-by-step", "resample": 0.5}, "are parts of --method hybrid"),
+        ({"states": 1.0}, "--inherit and --states are for --method hybrid with a --mentor"),
+        ({"mentor": "x", "inherit": "middle"}, "--inherit middle, --states 0: give spread or ends"),
+        ({"mentor": "x", "states": -1.0}, "--states -1: give spread or ends, and a weight not below 0"),
         ({"mentor_share": 0.5}, "--mentor-share 0.5 is for --method hybrid with a --mentor"),
         ({"method": "finetune", "reworded": run}, "are parts of --method hybrid"),
         ({"method": "finetune", "rounds": 1}, "are parts of --method hybrid"),

@@ -111,10 +111,10 @@ def decoder(family: str = "llama", tied: bool = True, task: Task | None = TASK, 
     config, kind = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM),
                     "mistral": (MistralConfig, MistralForCausalLM)}[family]
     end = tokenizer.eos_token_id
+    shape = {"hidden_size": 96, "intermediate_size": 128, "num_hidden_layers": 3, "num_attention_heads": 6} | more
     model = kind(config(
-        vocab_size=len(tokenizer), hidden_size=96, intermediate_size=128, num_hidden_layers=3, num_attention_heads=6,
-        num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=tied, bos_token_id=end,
-        eos_token_id=end, pad_token_id=end, **more))
+        vocab_size=len(tokenizer), num_key_value_heads=2, max_position_embeddings=256, tie_word_embeddings=tied,
+        bos_token_id=end, eos_token_id=end, pad_token_id=end, **shape))
     for name, parameter in model.named_parameters():
         if name.endswith("bias"):  # zero at birth: a graph that forgot them would pass
             torch.nn.init.normal_(parameter, std=0.5)

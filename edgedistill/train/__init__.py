@@ -25,7 +25,8 @@ def train(
     average: bool = False, two_pass: bool = False, mutual_information: float = 0.0, match: str | None = None,
     formats: dict[str, float] | None = None,
     resample: float | None = None, rationales: bool = True, reworded: str | None = None, rounds: int = defaults.ROUNDS,
-    mentor: str | None = None, mentor_share: float | None = None, temperature: float = defaults.TEMPERATURE,
+    mentor: str | None = None, mentor_share: float | None = None, inherit: str | None = None, states: float = 0.0,
+    temperature: float = defaults.TEMPERATURE,
     ood: str | None = None, general: str | None = None, optimizer: str | None = None, layers: int | None = None,
     vocabulary: int | None = None, carve_from: str = defaults.TEACHER, factors: int = defaults.FACTORS,
     batch_tokens: int | None = None,
@@ -54,6 +55,8 @@ def train(
       anew with the student's own answers to rows without a label, the `tokens` shared.
     - `mentor`: for logit-kd and hybrid, a student folder with the same tokenizer; at `temperature` its share of the loss is
       1 - `alpha`, for hybrid `mentor_share`. With fresh numbers it is asked in every step.
+    - For hybrid with a mentor of the same width: `inherit` begins with the mentor's layers ("spread" evenly over its depth, or
+      its two "ends"), `states` is the weight of being like it after each of them, at every token (train/depth.py).
     - `factors`: reparam throws the student's FFNs away, trains a random linear chain of so many matrices in the place of
       each and saves it merged to one. It pays only where an FFN is to go (train/reparam.py).
     - `ood`: a data set whose dev rows are watched too; the best checkpoint on them goes to `train/student-ood/`.
@@ -68,6 +71,7 @@ def train(
     need("torch", "train"), need("transformers", "train"), need("accelerate", "train")
     from edgedistill.teach.source import resolve
     from edgedistill.train.batches import WEIGHTINGS
+    from edgedistill.train.depth import WAYS
     from edgedistill.train.fit import Job, fit
     from edgedistill.train.methods import CHAINS, MENTORED, TWO_TASKS, questions
     from edgedistill.train.reworded import read
@@ -90,6 +94,10 @@ def train(
         raise UsageError(f"--mentor is for --method {' and '.join(MENTORED)}, not for {method}")
     if mentor_share is not None and (method != "hybrid" or not mentor or not 0 <= mentor_share <= 1):
         raise UsageError(f"--mentor-share {mentor_share:g} is for --method hybrid with a --mentor, between 0 and 1")
+    if (inherit or states) and (method != "hybrid" or not mentor):
+        raise UsageError("--inherit and --states are for --method hybrid with a --mentor; leave them out or give both")
+    if inherit not in (None, *WAYS) or not 0 <= states < math.inf:
+        raise UsageError(f"--inherit {inherit}, --states {states:g}: give {' or '.join(WAYS)}, and a weight not below 0")
     if mutual_information and (method not in TWO_TASKS or two_pass or not rationales):
         raise UsageError("--mutual-information couples a label with its rationale: it needs --method step-by-step or hybrid in "
                          "the shared form, without --two-pass and --no-rationales")
@@ -172,7 +180,8 @@ def train(
     if mentor:
         config |= {"mentor": runs.subject_name(mentor), "temperature": temperature}
     if mentor and method == "hybrid":
-        config |= {"mentor_share": defaults.MENTOR_SHARE if mentor_share is None else mentor_share}
+        config |= {"mentor_share": defaults.MENTOR_SHARE if mentor_share is None else mentor_share,
+                   **({"inherit": inherit} if inherit else {}), **({"states": states} if states else {})}
     job = Job(
         card=card, questions=asked, dev=dev, dev_name=dev_name, place=place, cut=cut, why=why, mentor=mentor,
         format={"shared": method in TWO_TASKS and not two_pass, "chain": method in CHAINS},

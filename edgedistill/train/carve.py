@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from edgedistill import defaults
 from edgedistill.errors import UsageError
+from edgedistill.train.depth import stands_for
 from edgedistill.train.students import DecoderStudent
 from edgedistill.train.vocabulary import trim, trim_embeddings
 
@@ -60,8 +61,7 @@ def drop_layers(model: Any, layers: int) -> None:
     first 7 and last 9, 12.6 for evenly spaced ones, 3.3 with all.
     """
     total = len(model.model.layers)
-    first = (layers - 1) // 2
-    kept = [*range(first), *range(total - layers + first, total)]
+    kept = stands_for(layers, total, "ends")
     model.model.layers = torch.nn.ModuleList(model.model.layers[i] for i in kept)
     for i, layer in enumerate(model.model.layers):
         layer.self_attn.layer_idx = i

@@ -20,12 +20,13 @@ from edgedistill.errors import UsageError
 from edgedistill.progress import clock, say
 from edgedistill.tasks.data import Row
 from edgedistill.tasks.task import Task
+from edgedistill.train import depth, memory, reparam
 from edgedistill.train import lint as lint_
-from edgedistill.train import memory, reparam
 from edgedistill.train import trainer as trainer_
 from edgedistill.train.batches import Batcher
 from edgedistill.train.initial import open_student
 from edgedistill.train.methods import TWO_TASKS, Question
+from edgedistill.train.packed import Weights
 from edgedistill.train.resample import Template
 from edgedistill.train.students import Student
 from edgedistill.train.watch import evaluations
@@ -76,6 +77,12 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     lint = lint_.lint(student, [(target.text, target.part) for q in job.questions for target in q.targets()])
     cuda = torch.cuda.is_available()
     mentor = _mentor(job.mentor, student, job.questions, cuda)
+    guided, way = config.get("states", 0.0), config.get("inherit") or "spread"
+    for flag, given in (("--inherit", config.get("inherit")), ("--states", guided)):
+        if given:
+            depth.check(student, mentor, flag)
+    if config.get("inherit"):
+        depth.inherit(student, mentor, way)
     transformers.set_seed(config["seed"])
     if config["method"] == "reparam":
         if getattr(student.model.config, "edgedistill_ffn", None):
@@ -88,15 +95,17 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
         raise UsageError(f"--batch-size {config['batch_size']} cannot be shared by {processes} processes; take a multiple")
     batcher = Batcher(student, job.questions, batch_tokens=job.batch_tokens or defaults.BATCH_TOKENS["cuda" if cuda else "cpu"],
                       batch_size=config["batch_size"], weighting=config["weighting"], seed=config["seed"], soft=soft,
-                      mentor=mentor, bf16=bf16, resample=config.get("resample", 0.0),
+                      mentor=None if guided else mentor, bf16=bf16, resample=config.get("resample", 0.0),
                       rank=int(os.environ.get("RANK", "0")), processes=processes)
     loss = trainer_.Loss(
         alpha=config["alpha"], distribution=bool(soft), mutual_information=config.get("mutual_information", 0.0),
         mentor_share=config.get("mentor_share", 1 - config["alpha"]) if mentor else 0.0,
         temperature=config.get("temperature", 1.0))
     mentor_head = mentor.head.detach() if mentor else None
-    del mentor  # its states are kept; all of it only where fresh numbers are drawn
-    plan = _plan(job, config, student, batcher, cuda, bf16, config["batch_size"] // processes)
+    guide = depth.Guide(student, mentor, way, guided, Weights(torch.bfloat16 if bf16 else torch.float32)) if guided else None
+    del mentor  # its states are kept; all of it only where it is asked in every step
+    plan = _plan(job, config, student, batcher, guide.mentor if guide else batcher.asking, cuda, bf16,
+                 config["batch_size"] // processes)
     batcher.batch_tokens = plan.batch_tokens
     rate = config["learning_rate"]
     if rate is None:
@@ -110,7 +119,7 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     if plan.checkpointing:
         student.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trainer = trainer_.DistillTrainer(
-        student, batcher, args, loss=loss, bf16=bf16, mentor_head=mentor_head,
+        student, batcher, args, loss=loss, bf16=bf16, mentor_head=mentor_head, guide=guide,
         evaluations=evaluations(job.card, student, job.dev, job.ood, job.general, bf16),
         optimizer=trainer_.optimizer(student.model, plan.optimizer, rate), average=config.get("average", False))
     with_rationale = sum(any(t.sample is not None for t in q.targets()) for q in job.questions)
@@ -291,7 +300,7 @@ def _soft_targets(job: Job, student: Student) -> dict[tuple[str, int], Any]:
     return {(identity, sample): partial(on, records) for identity, sample, records in soft.read(job.soft)}
 
 
-def _plan(job: Job, config: dict[str, Any], student: Student, batcher: Batcher, cuda: bool, bf16: bool,
+def _plan(job: Job, config: dict[str, Any], student: Student, batcher: Batcher, asked: Student | None, cuda: bool, bf16: bool,
           size: int) -> memory.Plan:
     rows = batcher.draw(range(len(batcher.ids)))
     longest = sorted(rows, key=len, reverse=True)
@@ -301,7 +310,7 @@ def _plan(job: Job, config: dict[str, Any], student: Student, batcher: Batcher, 
     # The mutual-information term holds all logits of a micro-batch and two tensors of their size.
     extra = 12.0 * batcher.batch_tokens * len(student.head) if config.get("mutual_information") else 0.0
     extra += sum(4.0 * each.numel() for each in batcher.mentor.values())
-    extra += (6.0 if bf16 else 4.0) * batcher.asking.parameters() if batcher.asking else 0.0
+    extra += (6.0 if bf16 else 4.0) * asked.parameters() if asked else 0.0
     extra += 4.0 * student.parameters() if config.get("average") else 0.0
 
     def predicted(tokens: int, optimizer: str, checkpointing: bool) -> memory.Memory:

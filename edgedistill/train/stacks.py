@@ -5,7 +5,7 @@ Both give what the models' own forward gives (tests), at target positions only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -80,14 +80,18 @@ def _block(block: Any, config: Any, groups: list[Batch], weights: Weights, p: fl
     return add(x, apply(activated(inner, config.dense_act_fn, gated, p), module.wo, weights), p)
 
 
-def llama(model: Any, batch: Batch, weights: Weights) -> Tensor:
-    """[targets, d] before the head, for Llama, Qwen2 and Mistral."""
-    inner = model.model
+def llama(model: Any, batch: Batch, weights: Weights, taps: Sequence[int] = ()) -> Any:
+    """[targets, d] before the head, for Llama, Qwen2 and Mistral; with `taps`, layers by number, also the states [N, d] of all
+    tokens after each of them, as (before the head, states)."""
+    inner, states = model.model, {}
     x = embedding(batch["ids"], inner.embed_tokens.weight)
     cos, sin = (each[0, :, None, : each.shape[-1] // 2].float() for each in inner.rotary_emb(x[None], batch["places"][None]))
-    for layer in inner.layers:
+    for i, layer in enumerate(inner.layers):
         x = _run(layer, partial(_layer, layer, model, batch["rows"], weights), x, cos, sin)
-    return norm(x[batch["at"]], inner.norm, weights)
+        if i in taps:
+            states[i] = x
+    hidden = norm(x[batch["at"]], inner.norm, weights)
+    return (hidden, [states[i] for i in taps]) if taps else hidden
 
 
 def _layer(layer: Any, model: Any, groups: list[Batch], weights: Weights, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -98,14 +98,14 @@ class Student(ABC):
     def tensors(self, rows: list[Encoded]) -> tuple[Batch, list[Branch]]:
         """(what `hidden` reads, rows laid end to end without padding; the branches in the order of its output)."""
 
-    def hidden(self, batch: Batch, model: Any = None, weights: Weights | None = None) -> Tensor:
+    def hidden(self, batch: Batch, model: Any = None, weights: Weights | None = None, **more: Any) -> Any:
         """[N, d]: the state before the head at each position that predicts a target token, branch by branch.
 
         `model` is the student's own or a wrapper around it (data-parallel training); `weights` has the dtype of the
-        products and of the result, else fp32.
+        products and of the result, else fp32; `more` is for the forward pass (of stacks).
         """
         with stacks.forwarding(self.model, self.forward):
-            return (model or self.model)(batch=batch, weights=weights or Weights())
+            return (model or self.model)(batch=batch, weights=weights or Weights(), **more)
 
     @torch.no_grad()
     def generate(self, texts: list[str], part: str = "label", batch_size: int = 32,

@@ -23,7 +23,7 @@ from transformers.integrations import get_available_reporting_integrations
 from edgedistill import defaults, machine, runs
 from edgedistill.errors import Error, Stopped, UsageError, need
 from edgedistill.progress import Progress, say
-from edgedistill.train import objectives
+from edgedistill.train import depth, objectives
 from edgedistill.train.average import Average
 from edgedistill.train.batches import PARTS, Batcher
 from edgedistill.train.packed import Batch, Weights
@@ -73,8 +73,8 @@ class DistillTrainer(Trainer):
 
     def __init__(self, student: Student, batcher: Batcher, args: TrainingArguments, *, loss: Loss, bf16: bool,
                  evaluations: Callable[[], dict[str, float]], optimizer: torch.optim.Optimizer,
-                 mentor_head: Tensor | None = None, average: bool = False) -> None:
-        self.student, self.batcher, self.loss, self.bf16 = student, batcher, loss, bf16
+                 mentor_head: Tensor | None = None, guide: depth.Guide | None = None, average: bool = False) -> None:
+        self.student, self.batcher, self.loss, self.bf16, self.guide = student, batcher, loss, bf16, guide
         self.average = Average(student.model) if average else None
         self._evaluations, self._mentor_head = evaluations, mentor_head
         self._sums: dict[str, list[float]] = defaultdict(list)
@@ -127,11 +127,19 @@ class DistillTrainer(Trainer):
             # Gradients are averaged over processes with the last micro-batch, hence the factor: sums are wanted.
             last = i + 1 == len(micro)
             with contextlib.nullcontext() if last else self.accelerator.no_sync(model):
-                hidden = self.student.hidden(model_inputs(batch), model, weights)
+                read = model_inputs(batch)
+                if self.guide:
+                    batch["mentor"], theirs = self.guide(read)
+                    hidden, ours = self.student.hidden(read, model, weights, taps=self.guide.taps)
+                else:
+                    hidden = self.student.hidden(read, model, weights)
                 loss, part = self.loss(hidden, head, batch, coefficients, weights(self._mentor_head))
                 if self.loss.mutual_information and len(batch["pairs"]) and not inputs["idle"]:
                     term = objectives.mutual_information(hidden, head, batch["example"], batch["pairs"])
                     loss = loss + self.loss.mutual_information / len(inputs["indices"]) / processes * term
+                if self.guide and not inputs["idle"]:  # each micro-batch by its share of the step's tokens
+                    share = len(read["ids"]) / sum(len(each["ids"]) for each in micro) / processes
+                    loss = loss + self.guide.weight * share * depth.unlikeness(ours, theirs)
                 if not torch.isfinite(loss):
                     raise Error(f"the loss is not finite at step {self.state.global_step} ({loss.item():g}); lower "
                                 "--learning-rate. The last checkpoint is kept")

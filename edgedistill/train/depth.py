@@ -1,0 +1,84 @@
+"""A mentor's own layers for a shallower student, and its states to be like: what `hybrid` does with a mentor of the same width.
+
+A carved student begins with half of a mentor's depth gone and learns from a label's few tokens. The mentor's state after each
+layer that the student keeps is known at every token of question and answer, which is some ten times as many places, each with
+as many numbers as the student is wide (Sun et al. 2019, "Patient Knowledge Distillation"; Jiao et al. 2020, "TinyBERT").
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgedistill.errors import UsageError
+from edgedistill.train.students import Student
+
+WAYS = ("spread", "ends")
+
+
+def stands_for(layers: int, total: int, way: str = "spread") -> list[int]:
+    """Which of `total` layers each of `layers` ones is: evenly "spread", first and last among them, or the two "ends" of the
+    stack, as a carved student has them (carve.drop_layers)."""
+    if way == "ends":
+        first = (layers - 1) // 2
+        return [*range(first), *range(total - layers + first, total)]
+    return [round(i * (total - 1) / max(1, layers - 1)) for i in range(layers)]
+
+
+def check(student: Student, mentor: Student | None, flag: str) -> None:
+    """Raises `UsageError` where the mentor's layers and states cannot be the student's."""
+    if mentor is None:
+        raise UsageError(f"{flag} needs a --mentor, a larger trained student of the same width")
+    ours, theirs = student.model.config, mentor.model.config
+    if student.family != "decoder" or mentor.family != "decoder":
+        raise UsageError(f"{flag}: only decoder-only students can take a mentor's layers or states; leave it out for a T5")
+    same = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
+    if any(getattr(ours, name) != getattr(theirs, name) for name in same) or ours.num_hidden_layers > theirs.num_hidden_layers:
+        raise UsageError(f"{flag}: the mentor must be as wide as the student and not shallower (widths {theirs.hidden_size} "
+                         f"and {ours.hidden_size}, layers {theirs.num_hidden_layers} and {ours.num_hidden_layers}); take one "
+                         "that was cut from the same file")
+    if mentor.format.shared != student.format.shared:
+        before, change = ("behind", "leave out") if mentor.format.shared else ("before", "add")
+        raise UsageError(f"{flag}: the mentor was trained with its prefix {before} the question; {change} --two-pass, so that "
+                         "the student reads the same")
+
+
+@torch.no_grad()
+def inherit(student: Student, mentor: Student, way: str) -> None:
+    """Gives the student the mentor's embeddings, its last norm and those of its layers that the student's stand for."""
+    ours, theirs = student.model, mentor.model
+    for mine, other in ((ours.model.embed_tokens, theirs.model.embed_tokens), (ours.model.norm, theirs.model.norm),
+                        (ours.lm_head, theirs.lm_head)):
+        mine.load_state_dict(other.state_dict())
+    for layer, of in zip(ours.model.layers, stands_for(len(ours.model.layers), len(theirs.model.layers), way), strict=True):
+        layer.load_state_dict(theirs.model.layers[of].state_dict())
+
+
+def unlikeness(ours: list[Tensor], theirs: list[Tensor]) -> Tensor:
+    """Mean squared difference of states [N, d] over the layers given, each token's brought to a root mean square of 1: 0 for
+    the same ones, about 2 for unrelated ones. Else a few tokens of large states would be all that counts."""
+    return torch.stack([(_unit(a) - _unit(b)).square().mean() for a, b in zip(ours, theirs, strict=True)]).mean()
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
+
+
+class Guide:
+    """The mentor beside a training: its states for a micro-batch as the student reads it."""
+
+    def __init__(self, student: Student, mentor: Student, way: str, weight: float, weights: Any) -> None:
+        total = len(mentor.model.model.layers)
+        of = stands_for(len(student.model.model.layers), total, way)
+        # A layer that is the mentor's own with nothing dropped before it has nothing to be taught.
+        pairs = [(i, k) for i, k in enumerate(of) if i != k] or [(i, i) for i in range(total)]
+        self.mentor, self.weight, self._weights = mentor, weight, weights
+        self.taps, self._theirs = [i for i, _ in pairs], [k for _, k in pairs]
+        mentor.model.eval()
+
+    @torch.no_grad()
+    def __call__(self, batch: Any) -> tuple[Tensor, list[Tensor]]:
+        """([targets, d] before the head, the states [N, d] after each layer that one of `taps` stands for)."""
+        return self.mentor.hidden(batch, weights=self._weights, taps=self._theirs)
