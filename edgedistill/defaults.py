@@ -28,6 +28,7 @@ FACTORS = 3                  # of reparam's linear chains, 1 to 3: the thesis's 
 ALPHA = 0.5                  # weight of the label's loss, the value of the paper's code
 WARMUP_SHARE = 0.05
 BATCH_TOKENS = {"cuda": 8192, "cpu": 2048}  # tokens of a micro-batch; a step is as many of them as its questions need
+ANSWERED_TOGETHER = {"cuda": 256, "cpu": 64}  # rows of a batch of greedy answers
 WEIGHTING = "token"
 BESIDE_STEPS = 1.4           # a training's time over its steps' alone: optimizer, dev rows, checkpoints; about
 TEMPERATURE = 2.0            # logit-kd: Lee's best for the smaller students are 2 and 3

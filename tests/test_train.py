@@ -591,7 +591,7 @@ def test_two_dev_sets_may_use_the_same_ids() -> None:
         model = torch.nn.Linear(1, 1)
         model.device = torch.device("cpu")
 
-        def answers(self, texts, batch_size):
+        def answers(self, texts):
             return ["( 1 + 2 )"] * len(texts)
 
     found = evaluations(TASK, Says(), [Row("1", "a", "( 2 + 2 )")], [Row("1", "b", "( 2 + 1 )")], None, False)()

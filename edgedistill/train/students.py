@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from edgedistill import defaults
 from edgedistill.edge.format import PREFIXES, Format
 from edgedistill.errors import UsageError
 from edgedistill.tasks.task import Task
@@ -108,7 +109,7 @@ class Student(ABC):
             return (model or self.model)(batch=batch, weights=weights or Weights(), **more)
 
     @torch.no_grad()
-    def generate(self, texts: list[str], part: str = "label", batch_size: int = 32,
+    def generate(self, texts: list[str], part: str = "label", batch_size: int | None = None,
                  max_new_tokens: int | None = None, samples: int = 1, temperature: float = 0.0) -> list[list[int]]:
         """Continuations as token ids without EOS and padding: greedy ones, one list a text; at a `temperature` above 0 drawn
         by torch's random state, `samples` of each text in a row."""
@@ -116,6 +117,7 @@ class Student(ABC):
         self.model.eval()
         opening = self.format.opening(self.rust, part)
         out: list[list[int]] = []
+        batch_size = batch_size or defaults.ANSWERED_TOGETHER[self.model.device.type]
         for at in range(0, len(texts), batch_size):
             sources = [self.format.encode_source(self.rust, text, part) for text in texts[at:at + batch_size]]
             out += self._continued(sources, opening, max_new_tokens or self.format.max_new_tokens(part), samples, temperature)
@@ -126,9 +128,9 @@ class Student(ABC):
         """The answer's text in the token ids of a label output."""
         return self.format.split(self.format.decode(self.rust, ids))[1]
 
-    def answers(self, texts: list[str], batch_size: int = 32) -> list[str]:
+    def answers(self, texts: list[str]) -> list[str]:
         """Greedy answers as texts."""
-        return [self.answer(ids) for ids in self.generate(texts, batch_size=batch_size)]
+        return [self.answer(ids) for ids in self.generate(texts)]
 
     def save(self, folder: Path, provenance: dict[str, Any], card: str) -> None:
         """An ordinary Hugging Face folder plus `edgedistill.json`."""

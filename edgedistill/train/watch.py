@@ -21,7 +21,7 @@ def evaluations(card: Task, student: Student, dev: list[Row], ood: list[Row], ge
     """What is measured at the end of each epoch: {"accuracy"}, and "ood_accuracy", "general_perplexity" if asked for."""
 
     def accuracy(rows: list[Row], gold: list[Answer | None]) -> float:
-        answers = student.answers([card.question(row) for row in rows], batch_size=64)
+        answers = student.answers([card.question(row) for row in rows])
         return sum(card.same(card.parse(a, row.choices), label)
                    for a, row, label in zip(answers, rows, gold, strict=True)) / len(rows)
 
