@@ -59,9 +59,15 @@ def versions() -> dict[str, str]:
     return found
 
 
-@cache
 def machine() -> dict[str, Any]:
-    """{cpu, cores, memory_gb, os}; cores are those this process may use."""
+    """{cpu, cores, memory_gb, os}, and the gpu where torch is in use and sees one; cores are those this process may use."""
+    torch = sys.modules.get("torch")
+    gpu = {"gpu": torch.cuda.get_device_name()} if torch and torch.cuda.is_available() else {}
+    return {**_machine(), **gpu}
+
+
+@cache
+def _machine() -> dict[str, Any]:
     return {"cpu": _cpu(), "cores": cores(), "memory_gb": _memory_gb(),
             "os": f"{platform.system()} {platform.release().split('-')[0]} {platform.machine()}"}
 
@@ -85,7 +91,10 @@ def rss_mb() -> float:
 
 
 def reset_peak() -> None:
-    """Begins `peak_rss_mb` anew, where the system can do that."""
+    """Begins `peak_rss_mb`, and a GPU's peak, anew, where the system can do that."""
+    torch = sys.modules.get("torch")
+    if torch and torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from edgedistill import errors, runs
+from edgedistill import errors, machine, runs
 from edgedistill.errors import Error, GateError, UsageError
 from edgedistill.runs import Journal, Stage
 
@@ -69,6 +70,14 @@ def test_manifest_records_what_a_reader_needs():
     assert set(manifest["machine"]) == {"cpu", "cores", "memory_gb", "os"}
     text = json.dumps(manifest)
     assert str(Path.cwd()) not in text and os.uname().nodename not in text
+
+
+def test_a_gpu_is_named_where_torch_sees_one(monkeypatch):
+    cuda = SimpleNamespace(is_available=lambda: True, get_device_name=lambda: "Some GPU")
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    assert machine.machine()["gpu"] == "Some GPU"
+    cuda.is_available = lambda: False
+    assert "gpu" not in machine.machine()
 
 
 def test_interrupted_stage_goes_on_and_adds_its_time():

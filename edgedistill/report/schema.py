@@ -29,7 +29,7 @@ _WORDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
 }
 
 ORIGIN = {"schema": "count", "kind": "text", "created": "text", "commit?": "text", "versions": {"*": "text"},
-          "machine": {"cpu": "text", "cores": "count", "memory_gb?": "amount", "os": "text"}}
+          "machine": {"cpu": "text", "cores": "count", "memory_gb?": "amount", "os": "text", "gpu?": "text"}}
 
 # What the page reads of each kind; results of before a key existed are read too.
 KINDS: dict[str, Any] = {

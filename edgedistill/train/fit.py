@@ -104,8 +104,7 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     mentor_head = mentor.head.detach() if mentor else None
     guide = depth.Guide(student, mentor, way, guided, Weights(torch.bfloat16 if bf16 else torch.float32)) if guided else None
     del mentor  # its states are kept; all of it only where it is asked in every step
-    plan = _plan(job, config, student, batcher, guide.mentor if guide else batcher.asking, cuda, bf16,
-                 config["batch_size"] // processes)
+    plan = _plan(job, config, student, batcher, guide, cuda, bf16, config["batch_size"] // processes)
     batcher.batch_tokens = plan.batch_tokens
     rate = config["learning_rate"]
     if rate is None:
@@ -300,8 +299,8 @@ def _soft_targets(job: Job, student: Student) -> dict[tuple[str, int], Any]:
     return {(identity, sample): partial(on, records) for identity, sample, records in soft.read(job.soft)}
 
 
-def _plan(job: Job, config: dict[str, Any], student: Student, batcher: Batcher, asked: Student | None, cuda: bool, bf16: bool,
-          size: int) -> memory.Plan:
+def _plan(job: Job, config: dict[str, Any], student: Student, batcher: Batcher, guide: depth.Guide | None, cuda: bool,
+          bf16: bool, size: int) -> memory.Plan:
     rows = batcher.draw(range(len(batcher.ids)))
     longest = sorted(rows, key=len, reverse=True)
     # The worst step: the longest rows that one can hold, two for each question where targets are apart.
@@ -310,14 +309,17 @@ def _plan(job: Job, config: dict[str, Any], student: Student, batcher: Batcher, 
     # The mutual-information term holds all logits of a micro-batch and two tensors of their size.
     extra = 12.0 * batcher.batch_tokens * len(student.head) if config.get("mutual_information") else 0.0
     extra += sum(4.0 * each.numel() for each in batcher.mentor.values())
+    asked = guide.mentor if guide else batcher.asking
     extra += (6.0 if bf16 else 4.0) * asked.parameters() if asked else 0.0
     extra += 4.0 * student.parameters() if config.get("average") else 0.0
+    states = 16.0 * len(guide.taps) * student.model.config.hidden_size if guide else 0.0  # a token's four fp32 states a layer
 
     def predicted(tokens: int, optimizer: str, checkpointing: bool) -> memory.Memory:
         groups = batcher.cut(worst, tokens)
         if (tokens, checkpointing) not in seen:
             largest = max(groups, key=lambda rows: sum(map(len, rows)))
-            seen[tokens, checkpointing] = memory.step(student, largest, bf16, checkpointing, len(groups) > 1)
+            seen[tokens, checkpointing] = (memory.step(student, largest, bf16, checkpointing, len(groups) > 1)
+                                           + states * sum(map(len, largest)))
         return memory.predict(student, seen[tokens, checkpointing] + extra, optimizer, "cuda" if cuda else "cpu")
 
     first = config["optimizer"] or defaults.OPTIMIZER["cuda" if cuda else "cpu"]
