@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import html
+import inspect
 import json
 import re
 import shlex
@@ -23,6 +24,7 @@ from edgedistill.report.compare import common
 from edgedistill.report.device import Point, choose
 from edgedistill.tasks import wordmath
 from edgedistill.tasks.metrics import paired
+from edgedistill.train import train
 
 RESULTS = Path(__file__).parent.parent / "benchmarks" / "results"
 
@@ -276,6 +278,13 @@ def test_rows_that_were_watched_have_a_place_in_the_line() -> None:
     line = commands.stage(Path("runs/mine"), "train", manifest, taught=True)
     assert "--ood PATH/ood --general PATH/general" in line
     parses(line)
+
+
+def test_what_a_training_is_made_of_can_be_said_again() -> None:
+    # What says how or where, what is shown, and what makes no other student.
+    apart = {"run", "tiny", "task", "data", "column", "carve_from", "rationales", "batch_tokens", "gradient_checkpointing",
+             "vram", "dry_run", "resume", "max_hours", "report_to", "threads", "overwrite"}
+    assert set(inspect.signature(train).parameters) - apart <= set(commands._FLAGS["train"])
 
 
 def test_a_command_names_no_place_of_the_machine(run: Path) -> None:

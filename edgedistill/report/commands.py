@@ -22,7 +22,7 @@ _FLAGS = {
               "batch_size": "--batch-size", "learning_rate": "--learning-rate", "alpha": "--alpha", "weighting": "--weighting",
               "average": "--average", "two_pass": "--two-pass", "mutual_information": "--mutual-information",
               "match": "--match", "formats": "--formats", "mentor": "--mentor", "mentor_share": "--mentor-share",
-              "temperature": "--temperature", "factors": "--factors",
+              "inherit": "--inherit", "states": "--states", "temperature": "--temperature", "factors": "--factors",
               "resample": "--resample", "no_rationales": "--no-rationales", "reworded": "--reworded", "rounds": "--rounds",
               "ood": "--ood", "general": "--general", "optimizer": "--optimizer", "layers": "--layers",
               "vocabulary": "--vocabulary", "from": "--from", "seed": "--seed"},
