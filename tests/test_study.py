@@ -185,6 +185,10 @@ def test_the_plan_has_hours_and_runs_nothing(place: Path, tmp_path: Path, monkey
     assert fresh["unknown"] == 0 and fresh["hours"] > 0 and not (tmp_path / "fresh" / "cells").exists()
     told = capsys.readouterr().err
     assert told.count("study: a step of ") == 2 and "train plan" not in told  # a line a kind, not a training's whole plan
+    for path in (tmp_path / "run" / "cells").glob("*.json"):
+        result = cell_.load(path)
+        cell_.write(path, {**result, "machine": {**result["machine"], "cpu": "Another CPU"}, "seconds": 1e6})
+    assert study(str(place / "small.toml"), run=str(tmp_path / "run"), dry_run=True, threads=1)["hours"] < 100
 
 
 def test_mentors_other_tests_and_general_text(place: Path, tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
-"""What a study will take: hours from finished cells' own times, else from `train --dry-run`'s real step."""
+"""What a study will take: hours from the times of cells that this machine finished, else from `train --dry-run`'s real step."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from typing import Any
 
-from edgedistill import defaults, runs
+from edgedistill import defaults, machine, runs
 from edgedistill.errors import Error
 from edgedistill.progress import clock, quietly, say
 from edgedistill.study import cell as cell_
@@ -26,9 +26,11 @@ class Plan:
         self._file = material.folder / "rates.json"  # of the dry runs
         self.rates: dict[str, dict[str, float]] = runs.read_json(self._file) if self._file.is_file() else {}
         times: dict[str, list[float]] = defaultdict(list)
+        here = machine.machine()
         for cell in planned:
-            if cell.name in results:
-                result = results[cell.name]
+            result = results.get(cell.name)
+            # Another machine's time says nothing about this one.
+            if result and all(result["machine"].get(key) == here[key] for key in ("cpu", "cores")):
                 its = times[_kind(cell)]
                 its.append(result["seconds"] / max(1, cell_.trained_tokens(result)))
                 self.rates[_kind(cell)] = {"tokens_per_question": result["train"]["tokens_per_question"],
