@@ -83,6 +83,11 @@ def cpu_flags() -> set[str]:
     return set(match[1].split()) if match else set()
 
 
+def saturates() -> bool:
+    """Whether onnxruntime's integer products of u8 and s8 lose here what exceeds 16 bits: on x86 without VNNI instructions."""
+    return platform.machine() in ("x86_64", "AMD64") and not {"avx512_vnni", "avx_vnni"} & cpu_flags()
+
+
 def rss_mb() -> float:
     """The process's resident size now in MB; 0 where it cannot be read."""
     status = Path("/proc/self/status")

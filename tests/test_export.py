@@ -8,7 +8,7 @@ import onnx
 import pytest
 import tiny_students
 
-from edgedistill import cards
+from edgedistill import cards, machine
 from edgedistill.cards import Target
 from edgedistill.edge import Student
 from edgedistill.errors import GateError, UsageError
@@ -49,6 +49,8 @@ def test_the_fp32_graph_gives_torchs_greedy_tokens_on_60_inputs(family: str, tmp
 def test_int8_logits_stay_near_fp32_in_both_forms(family: str, target: str, tmp_path: Path) -> None:
     student = FAMILIES[family]()
     card = cards.load(Target, target)
+    if machine.saturates() and "integer" in (card.linear, card.encoder):
+        pytest.skip("this CPU has no VNNI: its integer products saturate")
     for precision in ("fp32", "int8"):
         write(student, tmp_path / precision, precision, card)
     exact, quantised = (Student.load(tmp_path / precision) for precision in ("fp32", "int8"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import tiny_students
 
-from edgedistill import cards
+from edgedistill import cards, machine
 from edgedistill.bench import bench
 from edgedistill.cards import Target
 from edgedistill.export import write
@@ -53,6 +53,7 @@ def test_a_bundle_for_the_wrong_board_is_caught(emulate, tmp_path: Path) -> None
     assert code == 3 and result["cortex-a72"]["fallbacks"] > 0, printed
 
 
+@pytest.mark.skipif(machine.saturates(), reason="this CPU has no VNNI: its integer products are not a Pi's")
 def test_a_pack_is_counted_and_answers_as_where_it_was_packed(emulate, tmp_path: Path) -> None:
     write(STUDENTS["llama"](), tmp_path / "rpi4", "int8", cards.load(Target, "rpi4"))
     rows = tmp_path / "dev.jsonl"

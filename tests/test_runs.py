@@ -80,6 +80,15 @@ def test_a_gpu_is_named_where_torch_sees_one(monkeypatch):
     assert "gpu" not in machine.machine()
 
 
+@pytest.mark.parametrize(("kind", "flags", "lost"), [
+    ("x86_64", {"avx2"}, True), ("x86_64", {"avx2", "avx_vnni"}, False), ("x86_64", {"avx512_vnni"}, False),
+    ("aarch64", set(), False)])
+def test_which_cpus_lose_what_exceeds_16_bits(kind, flags, lost, monkeypatch):
+    monkeypatch.setattr(machine.platform, "machine", lambda: kind)
+    monkeypatch.setattr(machine, "cpu_flags", lambda: flags)
+    assert machine.saturates() == lost
+
+
 def test_interrupted_stage_goes_on_and_adds_its_time():
     first = stage()
     first.start -= 100

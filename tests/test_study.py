@@ -487,7 +487,7 @@ def test_each_study_file_can_be_planned_without_a_hub(path: Path) -> None:
         assert set(needs(spec, planned, cell).values()) <= done  # in an order in which each finds what it needs
         done.add(cell)
     assert spec.theirs and all({"data", "method", "accuracy", "source"} <= set(value) for value in spec.theirs)
-    assert ("not run here" in spec.note) == (not path.stem.endswith("-cpu") and path.stem != "svamp-methods")
+    assert ("not run here" in spec.note) == (not path.stem.endswith(("-cpu", "-gpu")) and path.stem != "svamp-methods")
 
 
 def test_there_are_study_files_in_both_sizes() -> None:

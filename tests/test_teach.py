@@ -305,7 +305,7 @@ def test_row_is_asked_until_it_has_enough_usable_rationales(rounds):
     for samples in taught.values():
         own = [row for row in samples if not row["hint"]]
         assert [row["sample"] for row in own] == list(range(len(own)))
-        usable = [row["verdict"] in USABLE for row in own]
+        usable = [row["verdict"] in USABLE and bool(row["rationale"]) for row in own]
         assert sum(usable[:-1]) < 2 <= len(own) and (sum(usable) >= 2 or len(own) == 4)
         ended.add(len(own))
     assert len(ended) > 1  # some rows needed more rounds than others

@@ -96,6 +96,9 @@ def _export(stage: runs.Stage, folder: Path, target: Target, trained: dict[str, 
     say(f"  gates     fp32 graph against torch on {len(texts)} inputs; "
         + (f"{precision} at most {max_drop:g} points under fp32 on {len(dev)} dev rows" if dev else
            "token agreement only (no labelled rows)"))
+    if precision != "fp32" and "integer" in (target.linear, target.encoder) and machine.saturates():
+        say("  kernels   this CPU has no VNNI instructions, and integer products lose accuracy on it: the gates may find more "
+            f"loss than a CPU that {target.name} is meant for has")
     say(f"  time      about {clock(len(texts) * (3 if precision == 'int8' else 2) * student.parameters() / 1e9 + 15)} "
         "(estimate from the size)")
 
