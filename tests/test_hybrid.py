@@ -184,7 +184,7 @@ def test_a_student_begins_with_a_mentors_layers_and_is_told_its_states(way: str)
         for row in group["q"]["index"].tolist():
             row = list(dict.fromkeys(row))  # padding repeats the first token
             whole = mentor.model(input_ids=read["ids"][row][None], output_hidden_states=True).hidden_states
-            for tap, state in zip(guide._theirs, theirs, strict=True):
+            for tap, state in zip(guide.mentor_taps, theirs, strict=True):
                 if tap < 5:
                     torch.testing.assert_close(state[row], whole[tap + 1][0], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(last, mentor.hidden(read))
@@ -200,10 +200,12 @@ def test_a_student_begins_with_a_mentors_layers_and_is_told_its_states(way: str)
 def test_a_mentor_of_another_shape_or_form_is_told() -> None:
     with pytest.raises(UsageError, match="--states needs a --mentor"):
         depth.check(shallow(2), None, "--states")
-    with pytest.raises(UsageError, match="--inherit: the mentor must be as wide as the student .* .widths 48 and "):
+    with pytest.raises(UsageError, match="--inherit: the mentor's layers must .* .widths 48 and 96, layers 4 and 2"):
         depth.check(shallow(2), shallow(4, hidden_size=48, intermediate_size=64, head_dim=8), "--inherit")
-    with pytest.raises(UsageError, match="not shallower .*layers 2 and 4"):
+    with pytest.raises(UsageError, match="be no fewer .*layers 2 and 4"):
         depth.check(shallow(4), shallow(2), "--inherit")
+    with pytest.raises(UsageError, match="must have the shapes"):  # a chain in the place of each FFN
+        depth.check(tiny_students.chained(shallow(2)), shallow(4), "--inherit")
     with pytest.raises(UsageError, match="leave it out for a T5"):
         depth.check(tiny_students.t5(), tiny_students.t5(), "--states")
     shared = shallow(4)
@@ -422,8 +424,8 @@ def test_bad_settings_are_one_line_errors(tmp_path: Path) -> None:
         ({"resample": 1.5}, "--resample 1.5, .*between 0 and 1"), ({"rounds": -1}, "rounds are 0 to 10"),
         ({"method": "step-by-step", "resample": 0.5}, "are parts of --method hybrid"),
         ({"states": 1.0}, "--inherit and --states are for --method hybrid with a --mentor"),
-        ({"mentor": "x", "inherit": "middle"}, "--inherit middle, --states 0: give spread or ends"),
-        ({"mentor": "x", "states": -1.0}, "--states -1: give spread or ends, and a weight not below 0"),
+        ({"mentor": "x", "inherit": "middle"}, "--inherit middle: give spread or ends"),
+        ({"mentor": "x", "states": -1.0}, "--states -1: give a weight not below 0"),
         ({"mentor_share": 0.5}, "--mentor-share 0.5 is for --method hybrid with a --mentor"),
         ({"method": "finetune", "reworded": run}, "are parts of --method hybrid"),
         ({"method": "finetune", "rounds": 1}, "are parts of --method hybrid"),

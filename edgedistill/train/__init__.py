@@ -96,8 +96,10 @@ def train(
         raise UsageError(f"--mentor-share {mentor_share:g} is for --method hybrid with a --mentor, between 0 and 1")
     if (inherit or states) and (method != "hybrid" or not mentor):
         raise UsageError("--inherit and --states are for --method hybrid with a --mentor; leave them out or give both")
-    if inherit not in (None, *WAYS) or not 0 <= states < math.inf:
-        raise UsageError(f"--inherit {inherit}, --states {states:g}: give {' or '.join(WAYS)}, and a weight not below 0")
+    if inherit not in (None, *WAYS):
+        raise UsageError(f"--inherit {inherit}: give {' or '.join(WAYS)}")
+    if not 0 <= states < math.inf:
+        raise UsageError(f"--states {states:g}: give a weight not below 0")
     if mutual_information and (method not in TWO_TASKS or two_pass or not rationales):
         raise UsageError("--mutual-information couples a label with its rationale: it needs --method step-by-step or hybrid in "
                          "the shared form, without --two-pass and --no-rationales")

@@ -32,18 +32,22 @@ def check(student: Student, mentor: Student | None, flag: str) -> None:
     """Raises `UsageError` where the mentor's layers and states cannot be the student's."""
     if mentor is None:
         raise UsageError(f"{flag} needs a --mentor, a larger trained student of the same width")
-    ours, theirs = student.model.config, mentor.model.config
     if student.family != "decoder" or mentor.family != "decoder":
         raise UsageError(f"{flag}: only decoder-only students can take a mentor's layers or states; leave it out for a T5")
-    same = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")
-    if any(getattr(ours, name) != getattr(theirs, name) for name in same) or ours.num_hidden_layers > theirs.num_hidden_layers:
-        raise UsageError(f"{flag}: the mentor must be as wide as the student and not shallower (widths {theirs.hidden_size} "
-                         f"and {ours.hidden_size}, layers {theirs.num_hidden_layers} and {ours.num_hidden_layers}); take one "
-                         "that was cut from the same file")
+    ours, theirs = student.model.model.layers, mentor.model.model.layers
+    if _shapes(ours[0]) != _shapes(theirs[0]) or len(ours) > len(theirs):
+        widths = (each.model.config.hidden_size for each in (mentor, student))
+        raise UsageError(f"{flag}: the mentor's layers must have the shapes of the student's and be no fewer (widths "
+                         f"{' and '.join(map(str, widths))}, layers {len(theirs)} and {len(ours)}); take one that was cut from "
+                         "the same file")
     if mentor.format.shared != student.format.shared:
         before, change = ("behind", "leave out") if mentor.format.shared else ("before", "add")
         raise UsageError(f"{flag}: the mentor was trained with its prefix {before} the question; {change} --two-pass, so that "
                          "the student reads the same")
+
+
+def _shapes(layer: torch.nn.Module) -> dict[str, torch.Size]:
+    return {name: parameter.shape for name, parameter in layer.named_parameters()}
 
 
 @torch.no_grad()
@@ -73,13 +77,13 @@ class Guide:
     def __init__(self, student: Student, mentor: Student, way: str, weight: float, weights: Any) -> None:
         total = len(mentor.model.model.layers)
         of = stands_for(len(student.model.model.layers), total, way)
-        # A layer that is the mentor's own with nothing dropped before it has nothing to be taught.
+        # An inherited layer with nothing dropped before it has nothing to be taught.
         pairs = [(i, k) for i, k in enumerate(of) if i != k] or [(i, i) for i in range(total)]
         self.mentor, self.weight, self._weights = mentor, weight, weights
-        self.taps, self._theirs = [i for i, _ in pairs], [k for _, k in pairs]
+        self.taps, self.mentor_taps = [i for i, _ in pairs], [k for _, k in pairs]
         mentor.model.eval()
 
     @torch.no_grad()
     def __call__(self, batch: Any) -> tuple[Tensor, list[Tensor]]:
         """([targets, d] before the head, the states [N, d] after each layer that one of `taps` stands for)."""
-        return self.mentor.hidden(batch, weights=self._weights, taps=self._theirs)
+        return self.mentor.hidden(batch, weights=self._weights, taps=self.mentor_taps)

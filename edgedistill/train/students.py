@@ -103,7 +103,7 @@ class Student(ABC):
         """[N, d]: the state before the head at each position that predicts a target token, branch by branch.
 
         `model` is the student's own or a wrapper around it (data-parallel training); `weights` has the dtype of the
-        products and of the result, else fp32; `more` is for the forward pass (of stacks).
+        products and of the result, else fp32; `more` is for the forward pass: with `taps` it gives states too (stacks.llama).
         """
         with stacks.forwarding(self.model, self.forward):
             return (model or self.model)(batch=batch, weights=weights or Weights(), **more)
