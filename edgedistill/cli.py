@@ -138,8 +138,8 @@ def train(
     reworded: Annotated[str | None, typer.Option(help="hybrid: a run whose teacher put the rows in other words (teach "
                                                  "--task svamp-reworded).")] = None,
     rounds: Annotated[int, typer.Option(help="hybrid: rounds of self-training on rows without a label.")] = defaults.ROUNDS,
-    mentor: Annotated[str | None, typer.Option(help="logit-kd, hybrid: a larger student's folder, of the same "
-                                               "tokenizer.")] = None,
+    mentor: Annotated[list[str] | None, typer.Option(help="logit-kd, hybrid: a larger student's folder, of the same tokenizer; "
+                                                     "given several times: their mean.")] = None,
     mentor_share: Annotated[float | None, typer.Option(help="hybrid: the mentor's share of the loss (default "
                                                        f"{defaults.MENTOR_SHARE:g}).")] = None,
     inherit: Annotated[str | None, typer.Option(help="hybrid: begin with the mentor's layers: spread over its depth, or its "

@@ -140,7 +140,7 @@ def test_a_mentor_is_asked_for_fresh_numbers_too() -> None:
         each.set_task(tiny_students.TASK, shared=True)
     for parameter in mentor.model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    batcher = Batcher(student, asked(), batch_tokens=10_000, resample=1.0, mentor=mentor)
+    batcher = Batcher(student, asked(), batch_tokens=10_000, resample=1.0, mentors=[mentor])
     seen = set()
     for batcher.epoch in range(3):
         (micro,) = batcher([0, 1, 2])["micro"]
@@ -149,7 +149,7 @@ def test_a_mentor_is_asked_for_fresh_numbers_too() -> None:
         assert torch.allclose(micro["mentor"].float(), again, atol=0.05)
         seen.add(tuple(micro["targets"].tolist()))
     assert len(seen) == 3
-    assert Batcher(student, asked(), batch_tokens=10_000, mentor=mentor).asking is None  # nothing is asked later
+    assert Batcher(student, asked(), batch_tokens=10_000, mentors=[mentor]).asking == []  # nothing is asked later
 
 
 def shallow(layers: int, **more):
@@ -168,7 +168,7 @@ def test_which_of_a_mentors_layers_a_students_are() -> None:
 @pytest.mark.parametrize("way", depth.WAYS)
 def test_a_student_begins_with_a_mentors_layers_and_is_told_its_states(way: str) -> None:
     student, mentor = shallow(3), shallow(6)
-    depth.check(student, mentor, "--states")
+    depth.check(student, [mentor], "--states")
     depth.inherit(student, mentor, way)
     of = depth.stands_for(3, 6, way)
     for layer, number in zip(student.model.model.layers, of, strict=True):
@@ -177,7 +177,7 @@ def test_a_student_begins_with_a_mentors_layers_and_is_told_its_states(way: str)
     assert torch.equal(student.head, mentor.head)
     micro = Batcher(student, asked(), batch_tokens=10_000)(list(range(len(asked()))))["micro"][0]
     read = model_inputs(micro)
-    guide = depth.Guide(student, mentor, way, 1.0, packed.Weights())
+    guide = depth.Guide(student, [mentor], way, 1.0, packed.Weights())
     last, theirs = guide(read)
     # Row by row, by transformers' own forward: its states are [0] the embedding's, [n] layer n's, the last one after the norm.
     for group in read["rows"]:
@@ -195,25 +195,30 @@ def test_a_student_begins_with_a_mentors_layers_and_is_told_its_states(way: str)
     assert 0 < loss < 3 and student.model.model.layers[0].self_attn.q_proj.weight.grad.abs().sum() > 0
     assert depth.unlikeness(theirs, [7 * each for each in theirs]) < 1e-5
     assert mentor.model.model.layers[0].self_attn.q_proj.weight.grad is None
+    with torch.no_grad():  # of a second one what it says counts, and its states do not
+        other = shallow(4)
+        both, same = depth.Guide(student, [mentor, other], way, 1.0, packed.Weights())(read)
+        torch.testing.assert_close(both, torch.cat([last, other.hidden(read)], 1))
+    assert all(map(torch.equal, same, theirs))
 
 
 def test_a_mentor_of_another_shape_or_form_is_told() -> None:
     with pytest.raises(UsageError, match="--states needs a --mentor"):
-        depth.check(shallow(2), None, "--states")
+        depth.check(shallow(2), [], "--states")
     with pytest.raises(UsageError, match="--inherit: the mentor's layers must .* .widths 48 and 96, layers 4 and 2"):
-        depth.check(shallow(2), shallow(4, hidden_size=48, intermediate_size=64, head_dim=8), "--inherit")
+        depth.check(shallow(2), [shallow(4, hidden_size=48, intermediate_size=64, head_dim=8)], "--inherit")
     with pytest.raises(UsageError, match="be no fewer .*layers 2 and 4"):
-        depth.check(shallow(4), shallow(2), "--inherit")
+        depth.check(shallow(4), [shallow(2)], "--inherit")
     with pytest.raises(UsageError, match="must have the shapes"):  # a chain in the place of each FFN
-        depth.check(tiny_students.chained(shallow(2)), shallow(4), "--inherit")
+        depth.check(tiny_students.chained(shallow(2)), [shallow(4)], "--inherit")
     with pytest.raises(UsageError, match="leave it out for a T5"):
-        depth.check(tiny_students.t5(), tiny_students.t5(), "--states")
+        depth.check(tiny_students.t5(), [tiny_students.t5()], "--states")
     shared = shallow(4)
     shared.set_task(tiny_students.TASK, shared=True)
     with pytest.raises(UsageError, match="its prefix behind the question; leave out --two-pass"):
-        depth.check(shallow(2), shared, "--states")
+        depth.check(shallow(2), [shared], "--states")
     with pytest.raises(UsageError, match="its prefix before the question; add --two-pass"):
-        depth.check(shared, shallow(4), "--states")
+        depth.check(shared, [shallow(4)], "--states")
 
 
 def test_a_student_that_inherits_and_watches_states_is_trained(tmp_path: Path) -> None:

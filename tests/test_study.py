@@ -19,7 +19,7 @@ from edgedistill import runs
 from edgedistill.errors import Error, GateError, Stopped, UsageError
 from edgedistill.study import cell as cell_
 from edgedistill.study import study
-from edgedistill.study.grid import Cell, cells, needs
+from edgedistill.study.grid import Cell, cells, mentors, needs
 from edgedistill.study.material import Material
 from edgedistill.study.spec import Study, read
 from edgedistill.study.summary import markdown, summary
@@ -321,7 +321,7 @@ def test_when_time_is_over_a_cell_ends_with_a_checkpoint_and_goes_on_next_time(p
     cell = cells(spec)[0]
     while True:
         try:
-            made = cell_.run(spec, material, cell, tokens=None, mentor=None, threads=1)
+            made = cell_.run(spec, material, cell, tokens=None, mentors=[], threads=1)
             break
         except Stopped:
             pass
@@ -583,6 +583,38 @@ method = "finetune"
     with pytest.raises(UsageError, match="needs the cell of finetune with large on the same rows"):
         cells(spec_of(tmp_path, (tmp_path / "s.toml").read_text().replace('only = {method = ["finetune"]}',
                                                                           'only = {fold = [1]}')))
+
+
+def test_several_mentors_are_the_cells_of_other_seeds(tmp_path: Path) -> None:
+    text = """
+title = "t"
+seeds = [0, 1, 2]
+[data.a]
+task = "wordmath"
+source = "none"
+folds = 2
+[students.s]
+student = "none"
+[methods.kd]
+method = "logit-kd"
+mentor = {method = "finetune", student = "s", seeds = [1, 2]}
+only = {seed = [0]}
+[methods.finetune]
+method = "finetune"
+"""
+    spec = spec_of(tmp_path, text)
+    planned = cells(spec)
+    cell = next(cell for cell in planned if cell.name == "a_s_kd_fold1_seed0")
+    names = [each.name for each in mentors(needs(spec, planned, cell))]
+    assert names == ["a_s_finetune_fold1_seed1", "a_s_finetune_fold1_seed2"]
+    assert all([each.name for each in planned].index(name) < planned.index(cell) for name in names)
+    # With a part of the labels the mentors must have seen the same ones.
+    half = text.replace("title", "labels = [0.5]\ntitle", 1) + "\n[teachers.t.a]\ncolumn = {rationale = 'why'}\n"
+    with pytest.raises(UsageError, match="would have other shares of rows or labels; add same_rows = true"):
+        cells(spec_of(tmp_path, half))
+    assert cells(spec_of(tmp_path, half.replace("title", "same_rows = true\ntitle", 1)))
+    with pytest.raises(UsageError, match=r"methods.kd.mentor.seeds = .5.: give some of the study's seeds = .0, 1, 2."):
+        spec_of(tmp_path, text.replace("seeds = [1, 2]", "seeds = [5]"))
 
 
 def test_a_mentor_has_seen_no_label_that_its_cell_has_not(tmp_path: Path) -> None:

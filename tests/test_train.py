@@ -186,7 +186,8 @@ def test_a_step_of_labels_only_is_all_label_and_one_of_rationales_only_all_ratio
     assert Loss(alpha=1.0).coefficients(torch.tensor([0.0, 5.0])).tolist() == pytest.approx([0.0, 0.2])
 
 
-def test_the_fused_loss_is_autograds(monkeypatch) -> None:
+@pytest.mark.parametrize("widths", [(5,), (5, 3)])  # of one mentor, of two
+def test_the_fused_loss_is_autograds(widths: tuple[int, ...], monkeypatch) -> None:
     monkeypatch.setattr(objectives, "CHUNK", 7 * 50)  # several chunks
     torch.manual_seed(0)
     n, d, v, k, t = 23, 8, 50, 4, 3.0
@@ -194,9 +195,9 @@ def test_the_fused_loss_is_autograds(monkeypatch) -> None:
     targets, weights = torch.randint(v, (n,)), torch.rand(n)
     ids = torch.stack([torch.randperm(v)[:k] for _ in range(n)])
     probs = torch.rand(n, k) / k  # not all of the mass, as in the published form
-    theirs, their_head = torch.randn(n, 5), torch.randn(v, 5)
+    theirs, their_heads = torch.randn(n, sum(widths)), [torch.randn(v, width) for width in widths]
     loss, entropy = objectives.token_loss(
-        hidden, head, targets, weights, objectives.Soft(ids, probs, 0.3), objectives.Mentor(theirs, their_head, t, 0.4))
+        hidden, head, targets, weights, objectives.Soft(ids, probs, 0.3), objectives.Mentor(theirs, their_heads, t, 0.4))
     loss.backward()
     mine = hidden.grad.clone(), head.grad.clone()
     hidden.grad = head.grad = None
@@ -204,7 +205,8 @@ def test_the_fused_loss_is_autograds(monkeypatch) -> None:
     ours = log_softmax(logits, 1)
     hard = cross_entropy(logits, targets, reduction="none")
     soft = (probs * (probs.log() - ours.gather(1, ids))).sum(1)
-    p = log_softmax(theirs @ their_head.T / t, 1)
+    p = torch.stack([(states @ their_head.T / t).softmax(1) for states, their_head in zip(
+        theirs.split(widths, 1), their_heads, strict=True)]).mean(0).log()
     mentor = t * t * (p.exp() * (p - log_softmax(logits / t, 1))).sum(1)
     wanted = (weights * (0.3 * hard + 0.3 * soft + 0.4 * mentor)).sum()
     wanted.backward()
@@ -227,12 +229,12 @@ def test_a_mentors_states_are_those_of_the_same_targets() -> None:
     student, mentor = tiny_students.decoder(), tiny_students.decoder()
     for parameter in mentor.model.parameters():
         parameter.data += 0.1 * torch.randn_like(parameter)
-    batch = batcher_of(student, mentor=mentor)([0, 1, 2])
+    batch = batcher_of(student, mentors=[mentor])([0, 1, 2])
     micro = batch["micro"][0]
     with torch.no_grad():  # the same model and the same rows, in other batches
         again = mentor.hidden(model_inputs(micro))
     assert torch.allclose(micro["mentor"].float(), again, atol=0.05)
-    identical = objectives.Mentor(again, mentor.head, 2.0, 1.0)
+    identical = objectives.Mentor(again, [mentor.head], 2.0, 1.0)
     loss, _ = objectives.token_loss(again, mentor.head, micro["targets"], micro["unit"], None, identical)
     assert abs(loss.item()) < 1e-4
 
@@ -513,13 +515,22 @@ def test_logit_kd_learns_from_a_mentor_of_the_same_pieces(folder: str, tmp_path:
     run = tiny_students.taught_run(tmp_path / "run")
     train(folder, run=str(run), method="finetune", epochs=1, batch_size=8)
     student = tiny_students.taught_run(tmp_path / "student")
-    result = train(folder, run=str(student), method="logit-kd", mentor=str(run / "train" / "student"), alpha=0.1, epochs=2,
-                   batch_size=8)
+    mentor = str(run / "train" / "student")
+    result = train(folder, run=str(student), method="logit-kd", mentor=mentor, alpha=0.1, epochs=2, batch_size=8)
     assert result["method"] == "logit-kd" and result["losses"][-1]["label_loss"] < result["losses"][0]["label_loss"]
-    other = tiny_students.decoder()
-    other.save(tmp_path / "other", {}, "# card\n")
+    tiny_students.decoder().save(tmp_path / "other", {}, "# card\n")
     with pytest.raises(UsageError, match="its tokenizer is not the student's"):
         train(folder, run=str(tiny_students.taught_run(tmp_path / "no")), method="logit-kd", mentor=str(tmp_path / "other"))
+    # The mean of two that are the same is the same; one that has learned otherwise changes it.
+    losses = {}
+    other = str(student / "train" / "student")
+    for name, mentors in (("one", [mentor]), ("twice", [mentor, mentor]), ("two", [mentor, other])):
+        made = train(folder, run=str(tiny_students.taught_run(tmp_path / name)), method="logit-kd", mentor=mentors, epochs=1,
+                     batch_size=8)
+        losses[name] = [each["loss"] for each in made["losses"]]
+    assert losses["twice"] == pytest.approx(losses["one"], rel=1e-4) and losses["two"] != pytest.approx(losses["one"], rel=1e-4)
+    made = read_json(tmp_path / "two" / "train" / "manifest.json")
+    assert made["config"]["mentor"] == ["run-student", "student-student"] and {"mentor", "mentor1"} <= set(made["inputs"])
     with pytest.raises(UsageError, match="needs --mentor"):
         train(folder, run=str(student), method="logit-kd")
 

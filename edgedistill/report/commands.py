@@ -44,7 +44,8 @@ def stage(run: Path, name: str, manifest: dict[str, Any], taught: bool) -> str:
         if not taught:
             words += ["--data", "PATH/rows", "--task", str(config.get("task"))]
         config["student"] = _student(config.get("student"))
-        config["mentor"] = config.get("mentor") and f"PATH/{config['mentor']}"
+        mentors = config.get("mentor") or []
+        config["mentor"] = [f"PATH/{name}" for name in ([mentors] if isinstance(mentors, str) else mentors)]
         config["from"] = config.get("from") and _gguf(config["from"])
         config["two_pass"], config["no_rationales"] = (config.get(key) is False for key in ("shared", "rationales"))
         config |= {key: f"PATH/{key}" for key in ("ood", "general", "reworded") if key in manifest["inputs"]}

@@ -21,7 +21,7 @@ from edgedistill import kit, machine, runs
 from edgedistill.errors import Error, GateError, Stopped, UsageError
 from edgedistill.progress import clock, say
 from edgedistill.study import cell as cell_
-from edgedistill.study.grid import Cell, cells, needs
+from edgedistill.study.grid import Cell, cells, mentors, needs
 from edgedistill.study.material import Material
 from edgedistill.study.plan import Plan
 from edgedistill.study.spec import Study, read
@@ -90,7 +90,7 @@ def _run(spec: Study, material: Material, planned: list[Cell], began: float, max
             if missing := [other.name for other in needed.values() if other.name not in results]:
                 raise Error(f"it needs {missing[0]}, which failed")
             tokens = cell_.trained_tokens(results[needed["budget"].name]) if "budget" in needed else None
-            made = cell_.run(spec, material, cell, tokens=tokens, mentor=needed.get("mentor"), threads=threads, max_hours=left)
+            made = cell_.run(spec, material, cell, tokens=tokens, mentors=mentors(needed), threads=threads, max_hours=left)
             cell_.write(cell_.file(material, cell), made)
         except Stopped as stopped:
             say(f"study: {cell.name}: {stopped}")
@@ -130,8 +130,8 @@ def _finished(spec: Study, material: Material, planned: list[Cell], overwrite: b
         if result is None:
             continue
         needed = needs(spec, planned, cell)
-        differences = cell_.check(spec, material, cell, result, **{
-            role: results.get(other.name) for role, other in needed.items()})
+        budget = results.get(needed["budget"].name) if "budget" in needed else None
+        differences = cell_.check(spec, material, cell, result, budget, [results.get(each.name) for each in mentors(needed)])
         differences += [f"its {role} {other.name} is made anew" for role, other in needed.items() if other in stale]
         if not differences:
             results[cell.name] = result
@@ -152,7 +152,7 @@ def _verify(spec: Study, material: Material, planned: list[Cell], result: dict[s
     cell = next((cell for cell in planned if cell.name == result["cell"]), None)
     if cell is None:
         raise UsageError(f"--verify: {spec.name} has no cell {result['cell']}; give the study file that made it")
-    found = cell_.verify(spec, material, cell, result, needs(spec, planned, cell).get("mentor"), threads)
+    found = cell_.verify(spec, material, cell, result, mentors(needs(spec, planned, cell)), threads)
     runs.write_json(material.folder / "verify" / f"{cell.name}.json", found)
     for name, test in found["tests"].items():
         say(f"verify: {cell.name} on {name}: {100 * test['then']:.1f} % then, {100 * test['now']:.1f} % now; "

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from edgedistill import machine, runs
 from edgedistill.errors import Error, UsageError
 from edgedistill.evaluate import count
 from edgedistill.progress import clock, say
+from edgedistill.study import grid
 from edgedistill.study.grid import Cell, needs
 from edgedistill.study.material import Material, link
 from edgedistill.study.spec import Study, place
@@ -72,7 +74,13 @@ def outcome(result: dict[str, Any] | None) -> str | None:
         name: [prediction["text"] for prediction in test["predictions"]] for name, test in result["tests"].items()}})
 
 
-def run(study: Study, material: Material, cell: Cell, *, tokens: int | None, mentor: Cell | None, threads: int,
+def _outcomes(results: Sequence[dict[str, Any] | None]) -> Any:
+    """The `outcome` of the one mentor that there is, those of several, or None."""
+    found = [outcome(result) for result in results]
+    return found if len(found) > 1 else found[0] if found else None
+
+
+def run(study: Study, material: Material, cell: Cell, *, tokens: int | None, mentors: list[Cell], threads: int,
         max_hours: float | None = None, folder: Path | None = None) -> dict[str, Any]:
     """Trains and counts the cell in `folder`, where an interrupted one goes on; returns its result, not yet written.
 
@@ -84,7 +92,7 @@ def run(study: Study, material: Material, cell: Cell, *, tokens: int | None, men
         at.unlink()
     if not at.exists():
         link(taught / "teach", at)
-    keywords = _keywords(study, material, cell, tokens, mentor)
+    keywords = _keywords(study, material, cell, tokens, mentors)
     student = folder / "train" / "student"
     gone = runs.finished(folder, "train") and not student.is_dir()  # it was not kept
     made = train(run=str(folder), threads=threads, max_hours=max_hours, overwrite=bool(gone), **keywords)
@@ -102,17 +110,17 @@ def run(study: Study, material: Material, cell: Cell, *, tokens: int | None, men
     inputs = {**material.inputs(cell), **{name: digest for name, digest in runs.finished(folder, "train")["inputs"].items()
                                           if name not in ("rows", "corpus")}}
     return {**machine.origin("cell"), "study": study.name, "cell": cell.name, "config": config(study, cell), "inputs": inputs,
-            "tokens": tokens, "mentor": outcome(mentor and load(file(material, mentor))),
+            "tokens": tokens, "mentor": _outcomes([load(file(material, mentor)) for mentor in mentors]),
             "threads": threads, "groups": len(set(pool.group.values())) or None,
             "seconds": round(made["seconds"] + time.monotonic() - start, 1), "train": made, "tests": tests}
 
 
-def dry_run(study: Study, material: Material, cell: Cell, mentor: Cell | None, threads: int) -> dict[str, Any]:
-    """`train --dry-run` of the cell: one real step. Raises `UsageError` and `Error`, also where its mentor is not trained."""
-    return train(run=str(material.run(cell)), threads=threads, dry_run=True, **_keywords(study, material, cell, None, mentor))
+def dry_run(study: Study, material: Material, cell: Cell, mentors: list[Cell], threads: int) -> dict[str, Any]:
+    """`train --dry-run` of the cell: one real step. Raises `UsageError` and `Error`, also where a mentor is not trained."""
+    return train(run=str(material.run(cell)), threads=threads, dry_run=True, **_keywords(study, material, cell, None, mentors))
 
 
-def _keywords(study: Study, material: Material, cell: Cell, tokens: int | None, mentor: Cell | None) -> dict[str, Any]:
+def _keywords(study: Study, material: Material, cell: Cell, tokens: int | None, mentors: list[Cell]) -> dict[str, Any]:
     """train's, but for the run folder and the machine's."""
     keywords = {"student": material.student(cell), "method": study.methods[cell.method].method, "seed": cell.seed,
                 **study.settings_of(cell.data, cell.student, cell.method)}
@@ -121,9 +129,9 @@ def _keywords(study: Study, material: Material, cell: Cell, tokens: int | None, 
     keywords |= {key: place(keywords[key]) for key in ("ood", "reworded") if key in keywords}
     if "general" in keywords:
         keywords["general"] = material.general(keywords["general"])
-    if mentor:
-        keywords["mentor"] = str(home(material, mentor) / "train" / "student")
-        if not Path(keywords["mentor"]).is_dir():
+    keywords["mentor"] = [str(home(material, mentor) / "train" / "student") for mentor in mentors]
+    for mentor, at in zip(mentors, keywords["mentor"], strict=True):
+        if not Path(at).is_dir():
             raise Error(f"{cell.name} learns from the student of {mentor.name}, which is not trained yet, or was not kept: "
                         f"give the study keep_students = true and remove cells/{mentor.name}.json to have it trained again")
     return keywords
@@ -140,19 +148,20 @@ def file(material: Material, cell: Cell) -> Path:
 
 
 def check(study: Study, material: Material, cell: Cell, result: dict[str, Any], budget: dict[str, Any] | None = None,
-          mentor: dict[str, Any] | None = None) -> list[str]:
+          mentors: Sequence[dict[str, Any] | None] = ()) -> list[str]:
     """What the study file, or a finished cell that this one needed, now asks otherwise than the cell was made, in words."""
     inputs = material.inputs(cell)
     found = runs.differences({"config": result["config"], "inputs": {k: v for k, v in result["inputs"].items() if k in inputs}},
                              {"config": config(study, cell), "inputs": inputs})
     if budget and trained_tokens(budget) != result["tokens"]:
         found.append(f"its budget is {result['tokens']} tokens there, {trained_tokens(budget)} now")
-    if mentor and outcome(mentor) != result["mentor"]:
-        found.append(f"its mentor {mentor['cell']} was another one there")
+    if mentors and all(mentors) and _outcomes(mentors) != result["mentor"]:
+        names = " or ".join(str(mentor["cell"]) for mentor in mentors if mentor)
+        found.append(f"its mentor {names} was another one there")
     return found
 
 
-def verify(study: Study, material: Material, cell: Cell, result: dict[str, Any], mentor: Cell | None,
+def verify(study: Study, material: Material, cell: Cell, result: dict[str, Any], mentors: list[Cell],
            threads: int) -> dict[str, Any]:
     """Runs the cell once more, in a folder of its own, and compares; returns the result object.
 
@@ -162,7 +171,7 @@ def verify(study: Study, material: Material, cell: Cell, result: dict[str, Any],
     if differences:
         raise UsageError(f"{cell.name}: the study file and its data are not those of the result: {'; '.join(differences[:3])}")
     folder = material.folder / "verify" / cell.name
-    again = run(study, material, cell, tokens=result["tokens"], mentor=mentor, threads=threads, folder=folder)
+    again = run(study, material, cell, tokens=result["tokens"], mentors=mentors, threads=threads, folder=folder)
     tests = {}
     for name, then in result["tests"].items():
         now = again["tests"].get(name)
@@ -181,8 +190,7 @@ def verify(study: Study, material: Material, cell: Cell, result: dict[str, Any],
 
 def drop_students(study: Study, material: Material, planned: list[Cell], results: dict[str, Any]) -> None:
     """Removes the weights of finished cells, but for mentors that another cell still needs."""
-    wanted = {other["mentor"] for cell in planned if cell.name not in results
-              if "mentor" in (other := needs(study, planned, cell))}
+    wanted = {mentor for cell in planned if cell.name not in results for mentor in grid.mentors(needs(study, planned, cell))}
     for cell in planned:
         if cell.name in results and cell not in wanted:
             for folder in (home(material, cell) / "train").glob("student*"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from edgedistill.errors import UsageError
@@ -70,14 +70,24 @@ def cells(study: Study) -> list[Cell]:
 
 
 def needs(study: Study, found: list[Cell], cell: Cell) -> dict[str, Cell]:
-    """The cells that `cell` needs: {"budget"} whose trained tokens are its own, {"mentor"} whose student teaches it."""
+    """The cells that `cell` needs: {"budget"} whose trained tokens are its own, {"mentor", "mentor1", ...} whose students teach
+    it."""
     wanted = {}
     if study.budget and cell.method != study.budget and "tokens" not in study.settings_of(cell.data, cell.student, cell.method):
         wanted["budget"] = _beside(found, cell, study.budget, cell.student, (cell.labels, 1.0))
     mentor = study.methods[cell.method].mentor
-    if mentor:
-        wanted["mentor"] = _beside(found, cell, mentor["method"], mentor["student"], (cell.labels,))
+    for n, seed in enumerate(mentor.get("seeds", [cell.seed]) if mentor else ()):
+        its = replace(cell, seed=seed)
+        if seed != cell.seed and min(cell.fraction, cell.labels) < 1 and not study.same_rows:
+            raise UsageError(f"{study.name}: {cell.name} and its mentors of other seeds would have other shares of rows or "
+                             "labels; add same_rows = true")
+        wanted[f"mentor{n or ''}"] = _beside(found, its, mentor["method"], mentor["student"], (cell.labels,))
     return wanted
+
+
+def mentors(needed: dict[str, Cell]) -> list[Cell]:
+    """The mentors among them."""
+    return [cell for role, cell in needed.items() if role != "budget"]
 
 
 def _beside(found: list[Cell], cell: Cell, method: str, student: str, shares: tuple[float, ...]) -> Cell:

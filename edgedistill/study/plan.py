@@ -9,7 +9,7 @@ from edgedistill import defaults, machine, runs
 from edgedistill.errors import Error
 from edgedistill.progress import clock, quietly, say
 from edgedistill.study import cell as cell_
-from edgedistill.study.grid import Cell, needs
+from edgedistill.study.grid import Cell, mentors, needs
 from edgedistill.study.material import Material
 from edgedistill.study.spec import Study
 
@@ -45,9 +45,9 @@ class Plan:
             try:
                 for teacher in (None, cell.teacher):
                     self.material.rows.pool(cell.data, teacher)  # read now, where it may say what it leaves out
-                mentor = needs(self.study, self.planned, cell).get("mentor")
+                taught_by = mentors(needs(self.study, self.planned, cell))
                 with quietly():
-                    found = cell_.dry_run(self.study, self.material, cell, mentor, threads)
+                    found = cell_.dry_run(self.study, self.material, cell, taught_by, threads)
             except Error as error:
                 self.unknown[name] = str(error)
                 continue

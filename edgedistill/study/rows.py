@@ -63,9 +63,10 @@ class Rows:
             splits = {"train": [everything[i] for n, i in enumerate(rest) if n not in held],
                       "dev": [everything[i] for n, i in enumerate(rest) if n in held],
                       "test": [everything[i] for i in range(len(everything)) if fold[i] == cell.fold]}
-        train = _part(splits["train"], cell.fraction, f"fraction-{cell.seed}")
+        drawn = 0 if self.study.same_rows else cell.seed
+        train = _part(splits["train"], cell.fraction, f"fraction-{drawn}")
         test = [row for row in splits.get("test", []) if row.label is not None]
-        return {name: _with_labels(rows, cell.labels, f"labels-{cell.seed}") for name, rows in
+        return {name: _with_labels(rows, cell.labels, f"labels-{drawn}") for name, rows in
                 (("train", train), ("dev", splits["dev"]))} | ({"test": test} if test else {})
 
     def tests(self, cell: Cell) -> dict[str, tuple[str, str, list[Row]]]:

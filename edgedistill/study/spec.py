@@ -87,10 +87,11 @@ class Teaching:
 
 @dataclass(frozen=True)
 class Method:
-    """A method and its settings; `mentor` is the cell {method, student} whose student teaches this one."""
+    """A method and its settings; `mentor` is the cell {method, student} whose student teaches this one, or, with `seeds`, the
+    cells of these seeds."""
 
     method: str
-    mentor: dict[str, str] = field(default_factory=dict)
+    mentor: dict[str, Any] = field(default_factory=dict)
     only: dict[str, list[Any]] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)
 
@@ -111,6 +112,7 @@ class Study:
     seeds: list[int] = field(default_factory=lambda: [defaults.SEED])
     fractions: list[float] = field(default_factory=lambda: [1.0])
     labels: list[float] = field(default_factory=lambda: [1.0])
+    same_rows: bool = False
     tolerance: float = defaults.VERIFY_TOLERANCE
     keep_students: bool = True
     papers: list[str] = field(default_factory=list)
@@ -173,6 +175,10 @@ def _check(study: Study, where: str) -> None:
         if method.mentor:
             for axis, names in (("method", study.methods), ("student", study.students)):
                 known(f"methods.{name}.mentor", method.mentor.get(axis, ""), names)
+            seeds = method.mentor.get("seeds", study.seeds)
+            if not isinstance(seeds, list) or not seeds or any(seed not in study.seeds for seed in seeds):
+                raise UsageError(f"{where}: methods.{name}.mentor.seeds = {seeds!r}: give some of the study's seeds = "
+                                 f"{study.seeds}")
     for name in study.baseline:
         known("baseline", name, study.methods)
     if study.budget:

@@ -29,9 +29,10 @@ def summary(study: Study, planned: list[Cell], results: dict[str, dict[str, Any]
     for key, cells in _grouped(planned).items():
         done = [(cell, results[cell.name]) for cell in cells if cell.name in results]
         for test in dict.fromkeys(name for _, result in done for name in result["tests"]):
-            found = _outcomes(done, test)
+            found = answered(done, test)
             entries.append({**dict(zip(_ENTRY, key, strict=True)), "test": test, **_trained([r for _, r in done]),
-                            "cells": len(done), "planned": len(cells), **accuracy(found), "against": None,
+                            "cells": len(done), "planned": len(cells), "folds": len({cell.fold for cell, _ in done}),
+                            **accuracy(found), "against": None,
                             "behind": None, "mark": None})
             outcomes[id(entries[-1])] = found
     blocks: dict[tuple[Any, ...], list[dict[str, Any]]] = defaultdict(list)
@@ -72,7 +73,7 @@ def _trained(results: list[dict[str, Any]]) -> dict[str, Any]:
             "seconds": round(mean([r["seconds"] for r in results]), 1)}
 
 
-def _outcomes(done: list[tuple[Cell, dict[str, Any]]], test: str) -> Outcomes:
+def answered(done: list[tuple[Cell, dict[str, Any]]], test: str) -> Outcomes:
     """Every answer. Folds share out a data set's own rows; another set's rows are answered by each of them, as by seeds."""
     found = Outcomes({}, {}, {})
     for cell, result in done:
@@ -97,8 +98,8 @@ def _against(study: Study, block: list[dict[str, Any]], outcomes: dict[int, Outc
 
 
 def _mark(block: list[dict[str, Any]], outcomes: dict[int, Outcomes]) -> None:
-    """An entry with fewer cells than another (a screening on one fold) takes no part."""
-    whole = [entry for entry in block if entry["cells"] == max(e["cells"] for e in block)]
+    """An entry with fewer folds than another (a screening on one of them) takes no part; one with fewer seeds does."""
+    whole = [entry for entry in block if entry["folds"] == max(e["folds"] for e in block)]
     best = max(whole, key=lambda entry: entry["accuracy"])
     others = [entry for entry in whole if entry is not best]
     found = [compare(outcomes[id(best)], outcomes[id(entry)]) for entry in others]

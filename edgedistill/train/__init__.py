@@ -25,7 +25,7 @@ def train(
     average: bool = False, two_pass: bool = False, mutual_information: float = 0.0, match: str | None = None,
     formats: dict[str, float] | None = None,
     resample: float | None = None, rationales: bool = True, reworded: str | None = None, rounds: int = defaults.ROUNDS,
-    mentor: str | None = None, mentor_share: float | None = None, inherit: str | None = None, states: float = 0.0,
+    mentor: str | list[str] | None = None, mentor_share: float | None = None, inherit: str | None = None, states: float = 0.0,
     temperature: float = defaults.TEMPERATURE,
     ood: str | None = None, general: str | None = None, optimizer: str | None = None, layers: int | None = None,
     vocabulary: int | None = None, carve_from: str = defaults.TEACHER, factors: int = defaults.FACTORS,
@@ -54,9 +54,11 @@ def train(
       out; `reworded` is a run whose teacher put the rows in other words (train/reworded.py); `rounds` of self-training begin
       anew with the student's own answers to rows without a label, the `tokens` shared.
     - `mentor`: for logit-kd and hybrid, a student folder with the same tokenizer; at `temperature` its share of the loss is
-      1 - `alpha`, for hybrid `mentor_share`. With fresh numbers it is asked in every step.
-    - For hybrid with a mentor of the same width: `inherit` begins with the mentor's layers ("spread" evenly over its depth, or
-      its two "ends"), `states` is the weight of being like it after each of them, at every token (train/depth.py).
+      1 - `alpha`, for hybrid `mentor_share`. With fresh numbers it is asked in every step. Of several the mean of their
+      distributions counts.
+    - For hybrid with a mentor of the same width (the first of several): `inherit` begins with its layers ("spread" evenly
+      over its depth, or its two "ends"), `states` is the weight of being like it after each of them, at every token
+      (train/depth.py).
     - `factors`: reparam throws the student's FFNs away, trains a random linear chain of so many matrices in the place of
       each and saves it merged to one. It pays only where an FFN is to go (train/reparam.py).
     - `ood`: a data set whose dev rows are watched too; the best checkpoint on them goes to `train/student-ood/`.
@@ -77,6 +79,7 @@ def train(
     from edgedistill.train.reworded import read
     from edgedistill.train.selftrain import fit_rounds
 
+    mentors = [mentor] if isinstance(mentor, str) else mentor or []
     numbers = {"--epochs": epochs, "--tokens": tokens, "--learning-rate": learning_rate, "--temperature": temperature,
                "--max-hours": max_hours}
     for flag, value in numbers.items():
@@ -88,13 +91,13 @@ def train(
         raise UsageError(f"--weighting {weighting}: give {' or '.join(WEIGHTINGS)}")
     if match not in (None, "sample", "distribution"):
         raise UsageError(f"--match {match}: give sample or distribution")
-    if method == "logit-kd" and not mentor:
+    if method == "logit-kd" and not mentors:
         raise UsageError("--method logit-kd needs --mentor FOLDER, a larger trained student")
-    if mentor and method not in MENTORED:
+    if mentors and method not in MENTORED:
         raise UsageError(f"--mentor is for --method {' and '.join(MENTORED)}, not for {method}")
-    if mentor_share is not None and (method != "hybrid" or not mentor or not 0 <= mentor_share <= 1):
+    if mentor_share is not None and (method != "hybrid" or not mentors or not 0 <= mentor_share <= 1):
         raise UsageError(f"--mentor-share {mentor_share:g} is for --method hybrid with a --mentor, between 0 and 1")
-    if (inherit or states) and (method != "hybrid" or not mentor):
+    if (inherit or states) and (method != "hybrid" or not mentors):
         raise UsageError("--inherit and --states are for --method hybrid with a --mentor; leave them out or give both")
     if inherit not in (None, *WAYS):
         raise UsageError(f"--inherit {inherit}: give {' or '.join(WAYS)}")
@@ -132,7 +135,7 @@ def train(
     cut = resolve(carve_from) if place.startswith("carve:") else None
     if cut:
         inputs["from"] = cut.sha256
-    for name, folder in (("student", place), ("mentor", mentor or "")):
+    for name, folder in (("student", place), *((f"mentor{n or ''}", each) for n, each in enumerate(mentors))):
         if (Path(folder) / "model.safetensors").is_file() and folder:
             inputs[name] = runs.sha256(Path(folder) / "model.safetensors")
 
@@ -179,13 +182,14 @@ def train(
         config |= {"match": "distribution" if distribution else "sample"}
     if method == "reparam":
         config |= {"factors": factors}
-    if mentor:
-        config |= {"mentor": runs.subject_name(mentor), "temperature": temperature}
-    if mentor and method == "hybrid":
+    if mentors:
+        names = [runs.subject_name(each) for each in mentors]
+        config |= {"mentor": names if names[1:] else names[0], "temperature": temperature}
+    if mentors and method == "hybrid":
         config |= {"mentor_share": defaults.MENTOR_SHARE if mentor_share is None else mentor_share,
                    **({"inherit": inherit} if inherit else {}), **({"states": states} if states else {})}
     job = Job(
-        card=card, questions=asked, dev=dev, dev_name=dev_name, place=place, cut=cut, why=why, mentor=mentor,
+        card=card, questions=asked, dev=dev, dev_name=dev_name, place=place, cut=cut, why=why, mentors=mentors,
         format={"shared": method in TWO_TASKS and not two_pass, "chain": method in CHAINS},
         soft=soft if distribution else None, ood=other, general=general, learning_rate=learning_rate,
         batch_tokens=batch_tokens, checkpointing=gradient_checkpointing, vram=vram, report_to=report_to or [],

@@ -7,7 +7,7 @@ length and cut into micro-batches of `batch_tokens` tokens: bounded memory, the 
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -33,15 +33,15 @@ class Batcher:
     Each micro-batch holds what `Student.hidden` wants and for its N target tokens: `targets`, `part`, `unit` (what a token
     weighs against others of its part: 1, or 1 / length of its target under `weighting` "sequence"), `example` (its
     target), `pairs` (label and rationale of one question) and, where there are any, `soft_ids`, `soft_probs` [N, K] and
-    `mentor` [N, e]. `counts` is the sum of the units of this process's share, `cut` the `batch_tokens` it was cut by.
+    `mentor` [N, sum of e]. `counts` is the sum of the units of this process's share, `cut` the `batch_tokens` it was cut by.
 
-    A `mentor` is asked once for all targets as they stand, and in each step for those with fresh numbers, in the dtype of
-    the training.
+    `mentors` are asked once for all targets as they stand, and in each step for those with fresh numbers, in the dtype of
+    the training; of several the states lie side by side.
     """
 
     def __init__(self, student: Student, questions: list[Question], *, batch_tokens: int, batch_size: int = 16,
                  weighting: str = "token", seed: int = 0, soft: dict[tuple[str, int], Any] | None = None,
-                 mentor: Student | None = None, bf16: bool = False, resample: float = 0.0, rank: int = 0,
+                 mentors: Sequence[Student] = (), bf16: bool = False, resample: float = 0.0, rank: int = 0,
                  processes: int = 1) -> None:
         self.student, self.batch_tokens, self.weighting, self.seed = student, batch_tokens, weighting, seed
         self.batch_size, self.rank, self.processes = batch_size, rank, processes
@@ -50,15 +50,15 @@ class Batcher:
         self.ids = [q.id for q in questions]
         self.slots = [[[(t.share, encode(student, q, t, soft)) for t in slot] for slot in q.slots] for q in questions]
         self.mentor: dict[int, Tensor] = {}  # of the standing targets
-        self.asking = mentor if resample else None  # kept for what is drawn later
+        self.asking = list(mentors) if resample else []  # kept for what is drawn later
         self._weights, self._asked = Weights(torch.bfloat16 if bf16 else torch.float32), []
-        if mentor:
-            self.mentor = _states(mentor, [
-                (_asked(mentor, q.text, t, row.branches[0]), row.branches[0])
+        if mentors:
+            self.mentor = _states(mentors, [
+                (q.text, t, row.branches[0])
                 for q, its in zip(questions, self.slots, strict=True) for targets, slot in zip(q.slots, its, strict=True)
                 for t, (_, row) in zip(targets, slot, strict=True)], batch_tokens, self._weights)
         if not self.asking:
-            self._weights = Weights()  # else it would hold the mentor's
+            self._weights = Weights()  # else it would hold the mentors'
 
     @property
     def steps(self) -> int:
@@ -116,8 +116,7 @@ class Batcher:
             targets.append(Target("rationale", told[self._which(i, 1, [1.0] * len(told))]))
         rows = [self.student.encode(drawn.question, target.text, target.part) for target in targets]
         if self.asking:
-            self._asked += [(_asked(self.asking, drawn.question, target, row.branches[0]), row.branches[0])
-                            for target, row in zip(targets, rows, strict=True)]
+            self._asked += [(drawn.question, target, row.branches[0]) for target, row in zip(targets, rows, strict=True)]
         return rows
 
     def cut(self, rows: list[Encoded], tokens: int | None = None) -> list[list[Encoded]]:
@@ -196,13 +195,20 @@ def _asked(mentor: Student, question: str, target: Target, branch: Branch) -> En
     return Encoded(row.source, (Branch(row.branches[0].opening, branch.target, branch.part),))
 
 
-@torch.no_grad()
-def _states(mentor: Student, wanted: list[tuple[Encoded, Branch]], batch_tokens: int,
+def _states(mentors: Sequence[Student], wanted: list[tuple[str, Target, Branch]], batch_tokens: int,
             weights: Weights) -> dict[int, Tensor]:
-    """The mentor's states [T, e] in bf16 for targets (as it reads them, the student's branch), by the identity of the branch.
+    """The mentors' states [T, sum of e] in bf16 for targets of questions, by the identity of the student's branch.
 
     Kept instead of logits: exact at any temperature, and small (6 MB for 720 labels of a 135M mentor).
     """
+    found = [_its_states(mentor, [(_asked(mentor, *one), one[2]) for one in wanted], batch_tokens, weights)
+             for mentor in mentors]
+    return {key: torch.cat([states[key] for states in found], 1) for key in found[0]}
+
+
+@torch.no_grad()
+def _its_states(mentor: Student, wanted: list[tuple[Encoded, Branch]], batch_tokens: int,
+                weights: Weights) -> dict[int, Tensor]:
     mentor.model.eval()
     found, rows = {}, sorted(wanted, key=lambda pair: len(pair[0]))
     size = max(1, batch_tokens // max(len(row) for row, _ in wanted))

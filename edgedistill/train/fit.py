@@ -43,7 +43,7 @@ class Job:
     place: str
     cut: Any
     why: str
-    mentor: str | None
+    mentors: list[str]
     format: dict[str, Any]
     soft: Path | None
     ood: list[Row]
@@ -76,13 +76,13 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     student.set_task(card, **job.format, escapes={} if unk_id is None else lint_.escapes(student.rust, unk_id, texts))
     lint = lint_.lint(student, [(target.text, target.part) for q in job.questions for target in q.targets()])
     cuda = torch.cuda.is_available()
-    mentor = _mentor(job.mentor, student, job.questions, cuda)
+    mentors = [_mentor(place, student, job.questions, cuda) for place in job.mentors]
     guided, way = config.get("states", 0.0), config.get("inherit") or "spread"
     for flag, given in (("--inherit", config.get("inherit")), ("--states", guided)):
         if given:
-            depth.check(student, mentor, flag)
+            depth.check(student, mentors, flag)
     if config.get("inherit"):
-        depth.inherit(student, mentor, way)
+        depth.inherit(student, mentors[0], way)
     transformers.set_seed(config["seed"])
     if config["method"] == "reparam":
         if getattr(student.model.config, "edgedistill_ffn", None):
@@ -95,16 +95,16 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
         raise UsageError(f"--batch-size {config['batch_size']} cannot be shared by {processes} processes; take a multiple")
     batcher = Batcher(student, job.questions, batch_tokens=job.batch_tokens or defaults.BATCH_TOKENS["cuda" if cuda else "cpu"],
                       batch_size=config["batch_size"], weighting=config["weighting"], seed=config["seed"], soft=soft,
-                      mentor=None if guided else mentor, bf16=bf16, resample=config.get("resample", 0.0),
+                      mentors=() if guided else mentors, bf16=bf16, resample=config.get("resample", 0.0),
                       rank=int(os.environ.get("RANK", "0")), processes=processes)
     loss = trainer_.Loss(
         alpha=config["alpha"], distribution=bool(soft), mutual_information=config.get("mutual_information", 0.0),
-        mentor_share=config.get("mentor_share", 1 - config["alpha"]) if mentor else 0.0,
+        mentor_share=config.get("mentor_share", 1 - config["alpha"]) if mentors else 0.0,
         temperature=config.get("temperature", 1.0))
-    mentor_head = mentor.head.detach() if mentor else None
-    guide = depth.Guide(student, mentor, way, guided, Weights(torch.bfloat16 if bf16 else torch.float32)) if guided else None
-    del mentor  # its states are kept; all of it only where it is asked in every step
-    plan = _plan(job, config, student, batcher, guide, cuda, bf16, config["batch_size"] // processes)
+    mentor_heads = [mentor.head.detach() for mentor in mentors]
+    guide = depth.Guide(student, mentors, way, guided, Weights(torch.bfloat16 if bf16 else torch.float32)) if guided else None
+    mentors = guide.mentors if guide else batcher.asking  # of the others the states are kept
+    plan = _plan(job, config, student, batcher, mentors, guide, cuda, bf16, config["batch_size"] // processes)
     batcher.batch_tokens = plan.batch_tokens
     rate = config["learning_rate"]
     if rate is None:
@@ -118,7 +118,7 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     if plan.checkpointing:
         student.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     trainer = trainer_.DistillTrainer(
-        student, batcher, args, loss=loss, bf16=bf16, mentor_head=mentor_head, guide=guide,
+        student, batcher, args, loss=loss, bf16=bf16, mentor_heads=mentor_heads, guide=guide,
         evaluations=evaluations(job.card, student, job.dev, job.ood, job.general, bf16),
         optimizer=trainer_.optimizer(student.model, plan.optimizer, rate), average=config.get("average", False))
     with_rationale = sum(any(t.sample is not None for t in q.targets()) for q in job.questions)
@@ -258,11 +258,9 @@ def _student(job: Job, config: dict[str, Any]) -> Student:
     return open_student(job.place, texts, job.cut.path if job.cut else None, config.get("layers"), config.get("vocabulary"))
 
 
-def _mentor(place: str | None, student: Student, questions: list[Question], cuda: bool) -> Student | None:
+def _mentor(place: str, student: Student, questions: list[Question], cuda: bool) -> Student:
     """The mentor's folder, opened. Raises `UsageError` where its pieces are others than the student's, or where it never
     learned what `questions` want of it."""
-    if not place:
-        return None
     from edgedistill.train.students import load
 
     mentor = load(place)
@@ -299,8 +297,8 @@ def _soft_targets(job: Job, student: Student) -> dict[tuple[str, int], Any]:
     return {(identity, sample): partial(on, records) for identity, sample, records in soft.read(job.soft)}
 
 
-def _plan(job: Job, config: dict[str, Any], student: Student, batcher: Batcher, guide: depth.Guide | None, cuda: bool,
-          bf16: bool, size: int) -> memory.Plan:
+def _plan(job: Job, config: dict[str, Any], student: Student, batcher: Batcher, mentors: list[Student],
+          guide: depth.Guide | None, cuda: bool, bf16: bool, size: int) -> memory.Plan:
     rows = batcher.draw(range(len(batcher.ids)))
     longest = sorted(rows, key=len, reverse=True)
     # The worst step: the longest rows that one can hold, two for each question where targets are apart.
@@ -309,8 +307,7 @@ def _plan(job: Job, config: dict[str, Any], student: Student, batcher: Batcher, 
     # The mutual-information term holds all logits of a micro-batch and two tensors of their size.
     extra = 12.0 * batcher.batch_tokens * len(student.head) if config.get("mutual_information") else 0.0
     extra += sum(4.0 * each.numel() for each in batcher.mentor.values())
-    asked = guide.mentor if guide else batcher.asking
-    extra += (6.0 if bf16 else 4.0) * asked.parameters() if asked else 0.0
+    extra += (6.0 if bf16 else 4.0) * sum(mentor.parameters() for mentor in mentors)
     extra += 4.0 * student.parameters() if config.get("average") else 0.0
     states = 16.0 * len(guide.taps) * student.model.config.hidden_size if guide else 0.0  # a token's four fp32 states a layer
 

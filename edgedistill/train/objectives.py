@@ -6,6 +6,7 @@ on the spot. So nothing of size [tokens, vocabulary] is kept for the backward pa
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,13 +29,15 @@ class Soft:
 
 @dataclass(frozen=True)
 class Mentor:
-    """A larger student of the same vocabulary: its states before its head [N, e], and the head [V, e].
+    """Larger students of the same vocabulary, or several of one size: their states before their heads side by side
+    [N, sum of e], and the heads [V, e].
 
-    `share` of the loss is T^2 KL(mentor at T || student at T) (Hinton et al. 2015, the form in Lee 2023).
+    `share` of the loss is T^2 KL(mentors at T || student at T) (Hinton et al. 2015, the form in Lee 2023); several count by the
+    mean of their distributions.
     """
 
     hidden: Tensor
-    head: Tensor
+    heads: list[Tensor]
     temperature: float = 2.0
     share: float = 0.5
 
@@ -91,7 +94,8 @@ def _rows(logits: Tensor, target: Tensor, part: slice, soft: Soft | None, mentor
     extra, mass = None, hard  # p - target is the gradient of a cross-entropy whose target's mass is `mass`
     if mentor:
         t = mentor.temperature
-        theirs = log_softmax((mentor.hidden[part].to(mentor.head.dtype) @ mentor.head.T).float() / t, 1)
+        theirs = _mean([log_softmax((states.to(head.dtype) @ head.T).float() / t, 1) for states, head in zip(
+            mentor.hidden[part].split([head.shape[1] for head in mentor.heads], 1), mentor.heads, strict=True)])
         ours = log_softmax(logits / t, 1)
         loss = loss + mentor.share * t * t * (theirs.exp() * (theirs - ours)).sum(1)
         extra = (ours.exp_() - theirs.exp_()).mul_(mentor.share * t)
@@ -105,6 +109,11 @@ def _rows(logits: Tensor, target: Tensor, part: slice, soft: Soft | None, mentor
     if soft:
         grad.scatter_add_(1, ids, -soft.share * given)
     return entropy, loss, grad if extra is None else grad.add_(extra)
+
+
+def _mean(logs: list[Tensor]) -> Tensor:
+    """The logarithm of the mean of distributions that are given by theirs."""
+    return logs[0] if len(logs) == 1 else torch.stack(logs).logsumexp(0) - math.log(len(logs))
 
 
 def mutual_information(hidden: Tensor, head: Tensor, example: Tensor, pairs: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,13 +57,13 @@ class Loss:
         return share / share.sum() / counts.clamp_min(1e-9)
 
     def __call__(self, hidden: Tensor, head: Tensor, batch: Batch, coefficients: Tensor,
-                 mentor_head: Tensor | None = None) -> tuple[Tensor, Tensor]:
+                 mentor_heads: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor]:
         """(this micro-batch's share of the step's loss, its share of each part's mean cross-entropy [parts])."""
         weights = coefficients[batch["part"]] * batch["unit"]
         soft = (objectives.Soft(batch["soft_ids"], batch["soft_probs"], 1 - self.mentor_share)
                 if self.distribution and "soft_ids" in batch else None)
-        mentor = (objectives.Mentor(batch["mentor"], mentor_head, self.temperature, self.mentor_share)
-                  if self.mentor_share and mentor_head is not None else None)
+        mentor = (objectives.Mentor(batch["mentor"], list(mentor_heads), self.temperature, self.mentor_share)
+                  if self.mentor_share and mentor_heads else None)
         loss, entropy = objectives.token_loss(hidden, head, batch["targets"], weights, soft, mentor)
         return loss, torch.zeros_like(coefficients).index_add_(0, batch["part"], entropy * batch["unit"])
 
@@ -73,10 +73,10 @@ class DistillTrainer(Trainer):
 
     def __init__(self, student: Student, batcher: Batcher, args: TrainingArguments, *, loss: Loss, bf16: bool,
                  evaluations: Callable[[], dict[str, float]], optimizer: torch.optim.Optimizer,
-                 mentor_head: Tensor | None = None, guide: depth.Guide | None = None, average: bool = False) -> None:
+                 mentor_heads: Sequence[Tensor] = (), guide: depth.Guide | None = None, average: bool = False) -> None:
         self.student, self.batcher, self.loss, self.bf16, self.guide = student, batcher, loss, bf16, guide
         self.average = Average(student.model) if average else None
-        self._evaluations, self._mentor_head = evaluations, mentor_head
+        self._evaluations, self._mentor_heads = evaluations, mentor_heads
         self._sums: dict[str, list[float]] = defaultdict(list)
         self.seen_tokens = 0
         self.deadline, self.stopping = math.inf, False  # by time.monotonic()
@@ -133,7 +133,7 @@ class DistillTrainer(Trainer):
                     hidden, ours = self.student.hidden(read, model, weights, taps=self.guide.taps)
                 else:
                     hidden = self.student.hidden(read, model, weights)
-                loss, part = self.loss(hidden, head, batch, coefficients, weights(self._mentor_head))
+                loss, part = self.loss(hidden, head, batch, coefficients, [weights(each) for each in self._mentor_heads])
                 if self.loss.mutual_information and len(batch["pairs"]) and not inputs["idle"]:
                     term = objectives.mutual_information(hidden, head, batch["example"], batch["pairs"])
                     loss = loss + self.loss.mutual_information / len(inputs["indices"]) / processes * term
