@@ -67,6 +67,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", default=1e-2, type=float)
     parser.add_argument("--word-dropout", default=1.0, type=float, help="0 leaves the training rows as they are")
     parser.add_argument("--templates", default=TEMPLATES, type=Path, help="a file of further training templates")
+    parser.add_argument("--average", action="store_true", help="keep the mean of the weights along the training")
     parser.add_argument("--seed", default=0, type=int)
     args = parser.parse_args()
     logging.set_verbosity_error()
@@ -83,7 +84,7 @@ def main() -> None:
     prepared = time.monotonic() - start
     trained = train(str(fresh_t5), run=str(args.work), method="finetune", task="wordmath", data=str(folder), epochs=args.epochs,
                     batch_size=args.batch_size, learning_rate=args.learning_rate, optimizer="adafactor",
-                    seed=args.seed)
+                    average=args.average, seed=args.seed)
     start = time.monotonic()
     student, card = load(args.work / "train" / "student"), cards.load(Task, "wordmath")
     measured = {name: accuracy(student, card, its) for name, its in (("known", known), ("unseen", unseen))}
@@ -93,7 +94,7 @@ def main() -> None:
     result = {
         **machine.origin("t5-wordmath"), "parameters": student.parameters(), "pieces": len(student.tokenizer), "shape": SHAPE,
         "rows": len(training), "templates": {**wordmath.template_counts(), "more": len(more)},
-        "word_dropout": args.word_dropout, "seed": args.seed,
+        "word_dropout": args.word_dropout, "average": args.average, "seed": args.seed,
         "seconds": {**seconds, "total": round(sum(seconds.values()), 1)}, **measured,
         "train": {key: trained[key] for key in keys}}
     args.out.parent.mkdir(parents=True, exist_ok=True)

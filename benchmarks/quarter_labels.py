@@ -1,0 +1,50 @@
+"""What a quarter of the labels and a local teacher are worth: the study's cells on a quarter against `finetune` on all of them.
+
+    python benchmarks/quarter_labels.py [--cells benchmarks/results/studies/svamp-quarter-gpu/cells]
+
+A study's own tables compare within one share of the labels. Here each method's cells on a quarter stand against `finetune` with
+all labels, on the same test rows (paired bootstrap by groups of one body, McNemar; the larger p). Writes
+benchmarks/results/quarter-labels.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import defaultdict
+from pathlib import Path
+
+from edgedistill import machine, runs
+from edgedistill.study import cell as cell_
+from edgedistill.study.grid import Cell
+from edgedistill.study.statistics import accuracy, compare
+from edgedistill.study.summary import answered
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cells", type=Path, default=HERE / "results" / "studies" / "svamp-quarter-gpu" / "cells")
+    args = parser.parse_args()
+    kinds = defaultdict(list)
+    commits = set()
+    for path in sorted(args.cells.glob("*.json")):
+        found = cell_.load(path)
+        if found:
+            cell = Cell(**found["config"]["axes"])
+            kinds[cell.method, cell.labels].append((cell, found))
+            commits.add(found["commit"])
+    outcomes = {kind: answered(cells, cells[0][0].data) for kind, cells in kinds.items()}
+    base = outcomes["finetune", 1.0]
+    result = {**machine.origin("quarter-labels"), "cells": {"study": "svamp-quarter-gpu", "commits": sorted(commits)}, "entries": [
+        {"method": method, "labels": labels, "cells": len(kinds[method, labels]), **accuracy(its),
+         "minus_finetune_on_all": compare(its, base) if its is not base else None}
+        for (method, labels), its in outcomes.items()]}
+    runs.write_json(HERE / "results" / "quarter-labels.json", result)
+    for entry in result["entries"]:
+        print(json.dumps({key: entry[key] for key in ("method", "labels", "cells", "accuracy", "minus_finetune_on_all")}))
+
+
+if __name__ == "__main__":
+    main()
