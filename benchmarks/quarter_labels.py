@@ -37,7 +37,8 @@ def main() -> None:
             commits.add(found["commit"])
     outcomes = {kind: answered(cells, cells[0][0].data) for kind, cells in kinds.items()}
     base = outcomes["finetune", 1.0]
-    result = {**machine.origin("quarter-labels"), "cells": {"study": "svamp-quarter-gpu", "commits": sorted(commits)}, "entries": [
+    made = {"study": "svamp-quarter-gpu", "commits": sorted(commits)}
+    result = {**machine.origin("quarter-labels"), "cells": made, "entries": [
         {"method": method, "labels": labels, "cells": len(kinds[method, labels]), **accuracy(its),
          "minus_finetune_on_all": compare(its, base) if its is not base else None}
         for (method, labels), its in outcomes.items()]}
