@@ -431,6 +431,7 @@ def test_bad_settings_are_one_line_errors(tmp_path: Path) -> None:
         ({"states": 1.0}, "--inherit and --states are for --method hybrid with a --mentor"),
         ({"mentor": "x", "inherit": "middle"}, "--inherit middle: give spread or ends"),
         ({"mentor": "x", "states": -1.0}, "--states -1: give a weight not below 0"),
+        ({"mentor": ["x"]}, "--mentor x: there is no model.safetensors in it; give the train/student/ folder"),
         ({"mentor_share": 0.5}, "--mentor-share 0.5 is for --method hybrid with a --mentor"),
         ({"method": "finetune", "reworded": run}, "are parts of --method hybrid"),
         ({"method": "finetune", "rounds": 1}, "are parts of --method hybrid"),

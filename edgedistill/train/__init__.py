@@ -135,6 +135,10 @@ def train(
     cut = resolve(carve_from) if place.startswith("carve:") else None
     if cut:
         inputs["from"] = cut.sha256
+    for each in mentors:
+        if not (Path(each) / "model.safetensors").is_file():
+            raise UsageError(f"--mentor {each}: there is no model.safetensors in it; give the train/student/ folder of a "
+                             "finished run")
     for name, folder in (("student", place), *((f"mentor{n or ''}", each) for n, each in enumerate(mentors))):
         if (Path(folder) / "model.safetensors").is_file() and folder:
             inputs[name] = runs.sha256(Path(folder) / "model.safetensors")
