@@ -163,16 +163,27 @@ def studies() -> str:
         baseline = ", ".join(dict.fromkeys(f"`{e['against']['baseline']}`" for e in found["entries"] if e["against"]))
         lines += [f"{found['title']}: {found['done']} of {found['planned']} cells so far "
                   f"([study](benchmarks/studies/{name}.toml), [result files](benchmarks/results/studies/{name})):", "",
-                  f"| student | method | labels | dev | right | minus {baseline} | p (Holm) |", "|---|---|---|---|---|---|---|"]
+                  f"| data | student | method | labels | tokens | dev | right | minus {baseline or 'baseline'} | p (Holm) |",
+                  "|---|---|---|---|---|---|---|---|---|"]
         for e in sorted(found["entries"], key=lambda e: (e["data"], e["student"], -e["labels"], -e["dev_accuracy"])):
             other = e["against"]
             low, high = (100 * x for x in other["ci95"]) if other else (0, 0)
             lines.append(
-                f"| {e['student']}, {e['parameters'] / 1e6:.0f} M | `{e['method']}` | {100 * e['labels']:g} % | "
+                f"| {e['data']} | {e['student']}, {e['parameters'] / 1e6:.0f} M | `{e['method']}` | {100 * e['labels']:g} % | "
+                f"{e['tokens'] / 1e6:.1f} M | "
                 f"{100 * e['dev_accuracy']:.1f} % | {_share(e['accuracy'], e['ci95'])} of {e['n']} | "
                 + (f"{100 * other['difference']:+.1f} ({low:+.1f} to {high:+.1f}) | {other['p']:.2g} ({other['p_holm']:.2g})"
                    if other else "|") + " |")
         lines.append("")
+    if (path := RESULTS / "quarter-labels.json").is_file():
+        found = {(e["method"], e["labels"]): e for e in _json(path)["entries"]}
+        its, all_ = found["hybrid-numbers", 0.25], found["finetune", 1.0]
+        other = its["minus_finetune_on_all"]
+        lines += [f"With a quarter of the labels and a local teacher's answers to the other questions `hybrid-numbers` has "
+                  f"{_share(its['accuracy'], its['ci95'])}, `finetune` on all labels {_share(all_['accuracy'], all_['ci95'])}: "
+                  f"{100 * other['difference']:+.1f} ({100 * other['ci95'][0]:+.1f} to {100 * other['ci95'][1]:+.1f}, "
+                  f"p = {other['p']:.2g}; [script](benchmarks/quarter_labels.py), "
+                  "[result](benchmarks/results/quarter-labels.json)).", ""]
     if (path := RESULTS / "svamp-plus.json").is_file():
         found = _json(path)
         rows, test, alone, more = found["rows"], found["test"], found["finetune"], found["minus_finetune"]

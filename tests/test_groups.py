@@ -97,8 +97,15 @@ def test_seeds_on_the_same_rows_are_not_more_rows() -> None:
     assert together["ci95"] == pytest.approx(alone["ci95"], abs=0.02) and together["se"] == 0.0 and alone["se"] is None
     other = accuracy(merged(outcomes(a), outcomes(b, seed=1)))
     assert other["se"] == pytest.approx(abs(sum(a) - sum(b)) / 60 / 2, abs=1e-4)  # sd of two over root two
-    # Subjects that answered different rows are compared where both did.
-    assert compare(four[0], outcomes(b, seed=2))["n"] == 60 and compare(outcomes(a), outcomes(b, seed=1)) is None
+    # Subjects that answered different rows are compared where both did, those of other seeds by their means.
+    assert compare(four[0], outcomes(b[:20], seed=2))["n"] == 20 and compare(outcomes(a), outcomes([], seed=1)) is None
+    means = compare(outcomes(a), outcomes(b, seed=1))
+    assert means == {**one, "p_mcnemar": None, "p": one["p_bootstrap"]}
+    half = compare(merged(outcomes(a), outcomes(b, seed=1)), outcomes(b))
+    assert half["difference"] == pytest.approx(one["difference"] / 2, abs=1e-4) and half["n"] == 60
+    folds = [Outcomes({((0, seed), row): value for (_, row), value in outcomes(x).right.items()}, {}, {})
+             for seed, x in ((0, a), (1, b))]  # another set's rows, answered by each fold
+    assert compare(*folds)["difference"] == one["difference"]
 
 
 def test_holm() -> None:

@@ -51,13 +51,18 @@ def accuracy(a: Outcomes) -> dict[str, Any]:
 def compare(a: Outcomes, b: Outcomes) -> dict[str, Any] | None:
     """`a` minus `b` on the rows that both answered: {n, difference, ci95, p_mcnemar, p_bootstrap, p}; None without any.
 
-    `p_mcnemar` counts the rows (its mean over seeds) where one is better; `p_bootstrap` draws groups, and seeds where there
-    are several; `p` is the larger of the two.
+    Seed by seed; where the seeds of the two differ, the mean of each over its own, so that no seed is left out. `p_mcnemar`
+    counts the rows (its mean over seeds) where one is better, None for such means, whose parts of a row are no better or worse;
+    `p_bootstrap` draws groups, and seeds where there are several; `p` is the larger of the two.
     """
-    common = a.right.keys() & b.right.keys()
+    mine, theirs = ({key: float(value) for key, value in each.right.items()} for each in (a, b))
+    means = _seeds(a) != _seeds(b)
+    if means:
+        mine, theirs = _over_seeds(mine), _over_seeds(theirs)
+    common = mine.keys() & theirs.keys()
     if not common:
         return None
-    difference = {key: float(a.right[key]) - float(b.right[key]) for key in sorted(common)}
+    difference = {key: mine[key] - theirs[key] for key in sorted(common)}
     sums, counts = _sums(difference, a.group)
     draws = _draws(sums, counts)
     low, high = np.quantile(draws, [0.025, 0.975])
@@ -65,10 +70,22 @@ def compare(a: Outcomes, b: Outcomes) -> dict[str, Any] | None:
     rows: dict[str, float] = defaultdict(float)
     for (_, row), value in difference.items():
         rows[row] += value
-    p_mcnemar = mcnemar(sum(value > 0 for value in rows.values()), sum(value < 0 for value in rows.values()))
+    p_mcnemar = None if means else mcnemar(sum(v > 0 for v in rows.values()), sum(v < 0 for v in rows.values()))
     return {"n": len(common), "difference": round(sum(difference.values()) / len(common), 4),
             "ci95": [round(float(low), 4), round(float(high), 4)], "p_mcnemar": p_mcnemar, "p_bootstrap": float(p_bootstrap),
-            "p": float(max(p_mcnemar, p_bootstrap))}
+            "p": float(max(p_mcnemar or 0.0, p_bootstrap))}
+
+
+def _seeds(outcomes: Outcomes) -> set[int]:
+    return {trial[1] if isinstance(trial, tuple) else trial for trial, _ in outcomes.right}
+
+
+def _over_seeds(values: dict[tuple[Any, str], float]) -> dict[tuple[Any, str], float]:
+    """The mean over seeds of each row's values, or of each fold's answer to it: keys are (fold or 0, row)."""
+    found: dict[tuple[Any, str], list[float]] = defaultdict(list)
+    for (trial, row), value in values.items():
+        found[trial[0] if isinstance(trial, tuple) else 0, row].append(value)
+    return {key: sum(each) / len(each) for key, each in found.items()}
 
 
 def _sums(values: dict[tuple[Any, str], float], group: dict[str, int | str]) -> tuple[np.ndarray, np.ndarray]:
