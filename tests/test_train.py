@@ -17,11 +17,12 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, log_softmax
 
+from edgedistill import defaults
 from edgedistill.errors import Error, UsageError
 from edgedistill.runs import read_json, sha256, write_json
 from edgedistill.tasks.data import Row
 from edgedistill.tasks.task import Task
-from edgedistill.train import objectives, packed, train
+from edgedistill.train import objectives, packed, students, train
 from edgedistill.train.batches import Batcher
 from edgedistill.train.methods import Question, Target, given, questions, vote
 from edgedistill.train.students import Branch, Encoded
@@ -237,6 +238,17 @@ def test_a_mentors_states_are_those_of_the_same_targets() -> None:
     identical = objectives.Mentor(again, [mentor.head], 2.0, 1.0)
     loss, _ = objectives.token_loss(again, mentor.head, micro["targets"], micro["unit"], None, identical)
     assert abs(loss.item()) < 1e-4
+
+
+def test_rows_are_answered_in_batches_of_few_tokens(monkeypatch) -> None:
+    rows = [[0] * n for n in (3, 2, 5, 1, 9, 1)]
+    assert [list(map(len, batch)) for batch in students._together(rows, 4, 100)] == [[3, 2, 5, 1], [9, 1]]
+    assert [list(map(len, batch)) for batch in students._together(rows, 4, 8)] == [[3, 2], [5], [1], [9], [1]]
+    student = tiny_students.decoder()
+    texts = [f"Tom has {'very ' * n}few apples" for n in range(6)]
+    whole = student.generate(texts, max_new_tokens=4)
+    monkeypatch.setattr(defaults, "ANSWERED_TOKENS", 40)
+    assert student.generate(texts, max_new_tokens=4) == whole
 
 
 def test_targets_end_with_eos_and_long_ones_are_cut() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
@@ -117,10 +117,11 @@ class Student(ABC):
         self.model.eval()
         opening = self.format.opening(self.rust, part)
         out: list[list[int]] = []
-        batch_size = batch_size or defaults.ANSWERED_TOGETHER[self.model.device.type]
-        for at in range(0, len(texts), batch_size):
-            sources = [self.format.encode_source(self.rust, text, part) for text in texts[at:at + batch_size]]
-            out += self._continued(sources, opening, max_new_tokens or self.format.max_new_tokens(part), samples, temperature)
+        limit = max_new_tokens or self.format.max_new_tokens(part)
+        rows = [self.format.encode_source(self.rust, text, part) for text in texts]
+        most = batch_size or defaults.ANSWERED_TOGETHER[self.model.device.type]
+        for sources in _together(rows, most, defaults.ANSWERED_TOKENS // samples):
+            out += self._continued(sources, opening, limit, samples, temperature)
         self.model.train(training)
         return out
 
@@ -261,6 +262,18 @@ def load(place: str | Path) -> Student:
     if described.is_file():
         student.format = Format.from_dict(json.loads(described.read_text(encoding="utf-8")))
     return student
+
+
+def _together(rows: list[list[int]], most: int, tokens: int) -> Iterator[list[list[int]]]:
+    """The rows in their order, `most` at a time, or fewer that are `tokens` with their padding; a longer row alone."""
+    batch: list[list[int]] = []
+    for row in rows:
+        if batch and (len(batch) == most or (len(batch) + 1) * max(map(len, [*batch, row])) > tokens):
+            yield batch
+            batch = []
+        batch.append(row)
+    if batch:
+        yield batch
 
 
 def _pad(rows: list[list[int]], value: int, left: bool = False) -> Tensor:
