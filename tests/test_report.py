@@ -259,6 +259,8 @@ def test_each_command_on_the_page_parses(run: Path) -> None:
      "--student google/flan-t5-small --method step-by-step --learning-rate 0.0003 --two-pass"),
     ("train", {"method": "logit-kd", "student": "carve", "from": "smollm2-135m", "mentor": "large-student", "temperature": 2.0},
      "--student carve --method logit-kd --mentor PATH/large-student --temperature 2 --from smollm2-135m"),
+    ("train", {"method": "hybrid", "student": "carve", "mentor": ["a-student", "b-student"], "average": True, "states": 5.0},
+     "--student carve --method hybrid --average --mentor PATH/a-student --mentor PATH/b-student --states 5"),
     ("train", {"method": "hybrid", "student": "t5-small", "tokens": 1234567.0, "learning_rate": 0.00012345678, "alpha": 0.0,
                "resample": 0.0, "rationales": False, "rounds": 0, "seed": 0},
      "--student t5-small --method hybrid --tokens 1234567 --learning-rate 0.00012345678 --alpha 0 --resample 0 "
