@@ -300,13 +300,15 @@ def study(
                                                "off.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Begin anew what was begun, or made with another "
                                             "configuration.")] = False,
+    jobs: Annotated[int, typer.Option(help="Cells at once, in processes of their own that share the threads and the "
+                                      "GPU.")] = 1,
     threads: Threads = None, as_json: Json = False,
 ) -> None:
     """Methods, students, teachers, data, shares, folds and seeds side by side, resumable, then tables with tests."""
     from edgedistill.study import study as verb
 
     _show(verb(file, run=run, max_hours=max_hours, dry_run=dry_run, verify=verify, overwrite=overwrite,
-               threads=threads), as_json)
+               threads=threads, jobs=jobs), as_json)
 
 
 @app.command()

@@ -18,7 +18,7 @@ import tiny_students
 from edgedistill import runs
 from edgedistill.errors import Error, GateError, Stopped, UsageError
 from edgedistill.study import cell as cell_
-from edgedistill.study import study
+from edgedistill.study import crew, study
 from edgedistill.study.grid import Cell, cells, mentors, needs
 from edgedistill.study.material import Material
 from edgedistill.study.spec import Study, read
@@ -288,6 +288,60 @@ def test_a_full_disk_loses_nothing(place: Path, again: Path, monkeypatch) -> Non
     assert finished(again) == before and runs.read_json(again / "study.json")["done"] == 3
     monkeypatch.setattr(cell_, "write", real)
     assert study(str(place / "small.toml"), run=str(again), threads=1)["done"] == 4
+
+
+def test_several_cells_at_once_are_the_same_cells(place: Path, tmp_path: Path, capsys, monkeypatch) -> None:
+    bad = '[methods.bad]\nmethod = "step-by-step"\nalpha = 2.0\nonly = {fold = [0]}\n'
+    path = tmp_path / "small.toml"
+    path.write_text((place / "small.toml").read_text() + bad)
+    lost, give = "words_tiny_finetune_fold1_seed0", crew._Worker.give
+
+    def kill(self: Any, cell: Cell, *more: Any) -> None:
+        give(self, cell, *more)
+        if cell.name == lost:
+            self.process.kill()
+
+    with monkeypatch.context() as patched, pytest.raises(Error, match="3 of 5 cells failed, first words_"):
+        patched.setattr(crew._Worker, "give", kill)
+        study(str(path), run=str(tmp_path / "run"), threads=2, jobs=2)
+    told = capsys.readouterr().err
+    assert f"{lost} failed: its process ended with code -9, its last words (" in told
+    assert "step-by-step_given_fold1_seed0 failed: it needs words_tiny_finetune_fold1_seed0, which failed" in told
+    assert "bad_given_fold0_seed0 failed: --batch-size 16, --alpha 2: the batch must be" in told and "train plan" not in told
+    found = study(str(place / "small.toml"), run=str(tmp_path / "run"), threads=2, jobs=2)
+    straight = finished(place / "run")
+    assert found["done"] == 4
+    assert {name: texts(result) for name, result in finished(tmp_path / "run").items()} == {
+        name: texts(result) for name, result in straight.items()}
+    assert study(str(place / "small.toml"), run=str(tmp_path / "none"), threads=2, jobs=2, max_hours=1e-9)["done"] == 0
+    with pytest.raises(UsageError, match="--jobs 0: give at least 1"):
+        study(str(place / "small.toml"), run=str(tmp_path / "run"), jobs=0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs /proc to see which processes there are")
+def test_a_killed_study_leaves_no_process_behind(place: Path, tmp_path: Path) -> None:
+    def workers() -> list[Path]:
+        found = []
+        for each in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                words = each.read_bytes().split(b"\0")
+            except OSError:  # it has just ended
+                continue
+            if b"edgedistill.study.crew" in words and str(tmp_path / "run").encode() in words:
+                found.append(each)
+        return found
+
+    process = subprocess.Popen([sys.executable, "-m", "edgedistill", "study", str(place / "small.toml"), "--run",
+                                str(tmp_path / "run"), "--jobs", "2"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(workers()) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()  # SIGKILL
+    process.wait()
+    while workers():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 def test_a_failed_cell_does_not_keep_the_others_from_running(place: Path, again: Path, monkeypatch) -> None:

@@ -5,6 +5,7 @@
     rows.py        the rows that a cell sees
     material.py    what cells share: corpora and untrained students
     cell.py        one cell: train, count, `cells/NAME.json`
+    crew.py        the cells, one after the other or several at once
     plan.py        the hours
     summary.py     means, tests, curves, tables; statistics.py what is known about an accuracy
 """
@@ -12,6 +13,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import shutil
 import time
 from pathlib import Path
@@ -21,6 +23,7 @@ from edgedistill import kit, machine, runs
 from edgedistill.errors import Error, GateError, Stopped, UsageError
 from edgedistill.progress import clock, say
 from edgedistill.study import cell as cell_
+from edgedistill.study import crew
 from edgedistill.study.grid import Cell, cells, mentors, needs
 from edgedistill.study.material import Material
 from edgedistill.study.plan import Plan
@@ -32,7 +35,7 @@ __all__ = ["study"]
 
 def study(
     file: str | None = None, *, run: str | None = None, max_hours: float | None = None, dry_run: bool = False,
-    verify: str | None = None, overwrite: bool = False, threads: int | None = None,
+    verify: str | None = None, overwrite: bool = False, threads: int | None = None, jobs: int = 1,
 ) -> dict[str, Any]:
     """Runs the cells of a study `file` that are not finished yet, then writes `study.json` and `study.md`; returns the former.
 
@@ -44,6 +47,7 @@ def study(
     - `dry_run`: prints the plan with its hours and runs nothing.
     - `verify`: the JSON of a finished cell, which is run once more and compared; `file` may be left out for the studies in
       `benchmarks/studies/`. Raises `GateError` where the accuracy is further off than the file's `tolerance`.
+    - `jobs`: so many cells at once, in processes that share the threads (and a GPU); what they say goes to `workers/`.
     - `overwrite`: cells made with another configuration, and those that were begun, begin anew.
 
     A cell that fails does not keep the others from running. Raises `UsageError`, and `Error` where a cell failed.
@@ -51,8 +55,11 @@ def study(
     began = time.monotonic()
     if max_hours is not None and not max_hours > 0:
         raise UsageError(f"--max-hours {max_hours:g}: give a number above 0")
+    if jobs < 1:
+        raise UsageError(f"--jobs {jobs}: give at least 1")
     result = _result(verify) if verify else None
-    spec = read(file or _shipped(result))
+    file = file or str(_shipped(result))
+    spec = read(file)
     planned = cells(spec)
     beside = Path(verify).resolve().parents[1] if verify and Path(verify).resolve().parent.name == "cells" else None
     folder = Path(run or beside or f"runs/{spec.name}")
@@ -63,13 +70,15 @@ def study(
         material = Material(spec, folder)
         if result:
             return _verify(spec, material, planned, result, threads or machine.cores())
-        return _run(spec, material, planned, began, max_hours, dry_run, overwrite, threads or machine.cores())
+        deadline = began + 3600 * (max_hours or math.inf)
+        return _run(spec, file, material, planned, deadline, dry_run, overwrite, threads or machine.cores(), jobs)
     finally:
         lock.close()
 
 
-def _run(spec: Study, material: Material, planned: list[Cell], began: float, max_hours: float | None, dry_run: bool,
-         overwrite: bool, threads: int) -> dict[str, Any]:
+def _run(spec: Study, file: str, material: Material, planned: list[Cell], deadline: float, dry_run: bool, overwrite: bool,
+         threads: int, jobs: int) -> dict[str, Any]:
+    began = time.monotonic()
     results = _finished(spec, material, planned, overwrite, dry_run)
     begun = {cell.name for cell in planned if (cell_.home(material, cell) / "train" / "manifest.json").is_file()}
     todo = [cell for cell in planned if cell.name not in results]
@@ -79,30 +88,20 @@ def _run(spec: Study, material: Material, planned: list[Cell], began: float, max
     if dry_run:
         return {**machine.origin("study-plan"), "study": spec.name, **hours}
     failed: dict[str, str] = {}
-    for cell in todo:
-        left = None if max_hours is None else max_hours - (time.monotonic() - began) / 3600
-        if left is not None and left <= 0:
-            break
-        number = f"{len(results) + len(failed) + 1} of {len(planned)}"
-        say(f"study: cell {number}, {cell.name}")
-        try:
-            needed = needs(spec, planned, cell)
-            if missing := [other.name for other in needed.values() if other.name not in results]:
-                raise Error(f"it needs {missing[0]}, which failed")
-            tokens = cell_.trained_tokens(results[needed["budget"].name]) if "budget" in needed else None
-            made = cell_.run(spec, material, cell, tokens=tokens, mentors=mentors(needed), threads=threads, max_hours=left)
-            cell_.write(cell_.file(material, cell), made)
-        except Stopped as stopped:
-            say(f"study: {cell.name}: {stopped}")
-            break
-        except Error as error:
-            failed[cell.name] = str(error)
-            say(f"study: {cell.name} failed: {error}")
+    work = (crew.one_by_one(spec, material, planned, todo, results, threads, deadline) if jobs == 1 else
+            crew.together(spec, file, material, planned, todo, results, threads, deadline, jobs))
+    for cell, made in work:
+        if isinstance(made, Stopped):
+            say(f"study: {cell.name}: {made}")
+            continue
+        if isinstance(made, Error):
+            failed[cell.name] = str(made)
+            say(f"study: {cell.name} failed: {made}")
             continue
         results[cell.name] = made
         gc.collect()
         machine.trim()  # else each training begins with what the one before it left behind
-        say(f"study: cell {number} done: {cell_.told(made)}")
+        say(f"study: {len(results)} of {len(planned)} cells done, {cell.name}: {cell_.told(made)}")
         if not spec.keep_students:
             cell_.drop_students(spec, material, planned, results)
     found = summary(spec, planned, results, failed)

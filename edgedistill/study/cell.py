@@ -115,6 +115,14 @@ def run(study: Study, material: Material, cell: Cell, *, tokens: int | None, men
             "seconds": round(made["seconds"] + time.monotonic() - start, 1), "train": made, "tests": tests}
 
 
+def prepare(study: Study, material: Material, cell: Cell) -> None:
+    """Makes what the cell shares with others: its corpus, its untrained student, the text whose perplexity is watched."""
+    material.run(cell)
+    material.student(cell)
+    if general := study.settings_of(cell.data, cell.student, cell.method).get("general"):
+        material.general(general)
+
+
 def dry_run(study: Study, material: Material, cell: Cell, mentors: list[Cell], threads: int) -> dict[str, Any]:
     """`train --dry-run` of the cell: one real step. Raises `UsageError` and `Error`, also where a mentor is not trained."""
     return train(run=str(material.run(cell)), threads=threads, dry_run=True, **_keywords(study, material, cell, None, mentors))

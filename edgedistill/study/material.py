@@ -61,6 +61,8 @@ class Material:
         path, text = self.folder / "corpora" / _key(cell), _lines(corpus)
         inputs = {**_hashes(splits, text), "card": _card(pool.task)}
         before = runs.finished(path, "teach")
+        if before and before["inputs"] == inputs:
+            return path  # without its lock, which another cell may have
         stage = runs.Stage(path, "teach", {"teacher": cell.teacher, "replica": cell.replica}, inputs,
                            overwrite=bool(before) and before["inputs"] != inputs)  # the cells say what it means for them
         try:
@@ -116,7 +118,9 @@ class Material:
             return str(path)
         rows = rows_.read_file(path) if path.is_file() else rows_.load(str(path)).splits["train"]
         text = self.folder / "general.txt"
-        runs.write_text(text, "".join(" ".join(f"{row.input} {row.rationale or ''}".split()) + "\n" for row in rows))
+        lines = "".join(" ".join(f"{row.input} {row.rationale or ''}".split()) + "\n" for row in rows)
+        if not text.is_file() or text.read_text(encoding="utf-8") != lines:
+            runs.write_text(text, lines)
         return str(text)
 
     def _teach_run(self, cell: Cell) -> Path | None:
