@@ -314,6 +314,11 @@ def test_several_cells_at_once_are_the_same_cells(place: Path, tmp_path: Path, c
     assert {name: texts(result) for name, result in finished(tmp_path / "run").items()} == {
         name: texts(result) for name, result in straight.items()}
     assert study(str(place / "small.toml"), run=str(tmp_path / "none"), threads=2, jobs=2, max_hours=1e-9)["done"] == 0
+    # No two that make the same corpus or student are prepared at a time.
+    material, planned = Material(read(path), tmp_path / "run"), cells(read(path))
+    fold = [cell for cell in planned if cell.fold == 0 and cell.teacher]
+    assert len(fold) == 2 and material.parts(fold[0]) == material.parts(fold[1])
+    assert not material.parts(fold[0]) & material.parts(next(cell for cell in planned if cell.fold == 1 and cell.teacher))
     with pytest.raises(UsageError, match="--jobs 0: give at least 1"):
         study(str(place / "small.toml"), run=str(tmp_path / "run"), jobs=0)
 

@@ -49,28 +49,27 @@ def together(study: Study, file: str, material: Material, planned: list[Cell], t
              results: dict[str, dict[str, Any]], threads: int, deadline: float, jobs: int) -> Iterator[Made]:
     """As `one_by_one`, `jobs` at once, each with its share of the threads; a cell begins when those that it needs are made."""
     heard: queue.Queue[tuple[_Worker, dict[str, Any] | None]] = queue.Queue()
-    waiting, idle, busy = list(todo), [], set()
+    waiting, idle = list(todo), []
+    busy: dict[_Worker, set[str]] = {}  # with what it is making for others too
     try:
         while waiting or busy:
             free = len(busy) < jobs and time.monotonic() < deadline
-            ready = next((c for c in waiting if free and not _missing(study, planned, c, results)), None)
+            ready = next((c for c in waiting if free and not _missing(study, planned, c, results)
+                          and not material.parts(c) & set().union(*busy.values())), None)
             if ready:
                 waiting.remove(ready)
                 say(f"study: {ready.name} begins")
-                try:
-                    cell_.prepare(study, material, ready)  # here, so that no two processes write what cells share
-                except Error as error:
-                    yield ready, error
-                    continue
                 worker = idle.pop() if idle else _Worker(file, material.folder, max(1, threads // jobs), heard)
-                busy.add(worker)
+                busy[worker] = material.parts(ready)
                 worker.give(ready, _tokens(study, planned, ready, results), deadline)
                 continue
             if not busy:
                 break
             worker, said = heard.get()
-            if worker in busy:  # else it ended between two cells
-                busy.remove(worker)
+            if said and said["prepared"]:
+                busy[worker] = set()
+            elif worker in busy:  # else it ended between two cells
+                del busy[worker]
                 if said:
                     idle.append(worker)
                 yield worker.cell, worker.result(material, said)
@@ -84,7 +83,7 @@ def together(study: Study, file: str, material: Material, planned: list[Cell], t
 
 def _make(study: Study, material: Material, planned: list[Cell], cell: Cell, tokens: int | None, threads: int,
           deadline: float) -> dict[str, Any] | Error:
-    hours = (deadline - time.monotonic()) / 3600
+    hours = max(1e-9, (deadline - time.monotonic()) / 3600)
     try:
         made = cell_.run(study, material, cell, tokens=tokens, mentors=mentors(needs(study, planned, cell)), threads=threads,
                          max_hours=hours if hours < float("inf") else None)
@@ -167,12 +166,21 @@ def main(file: str, folder: str, threads: str) -> None:
     study = read(file)
     material, planned = Material(study, Path(folder)), cells(study)
     by_name = {cell.name: cell for cell in planned}
+
+    def tell(made: Any = None, prepared: bool = False) -> None:
+        error = made if isinstance(made, Error) else None
+        print(json.dumps({"prepared": prepared, "error": str(error) if error else None,
+                          "stopped": isinstance(error, Stopped)}), file=out, flush=True)
+
     while True:
         job = jobs.get()
-        deadline = float("inf") if job["seconds"] is None else time.monotonic() + job["seconds"]
-        made = _make(study, material, planned, by_name[job["cell"]], job["tokens"], int(threads), deadline)
-        error = made if isinstance(made, Error) else None
-        print(json.dumps({"error": str(error) if error else None, "stopped": isinstance(error, Stopped)}), file=out, flush=True)
+        cell, deadline = by_name[job["cell"]], time.monotonic() + (float("inf") if job["seconds"] is None else job["seconds"])
+        try:
+            cell_.prepare(study, material, cell)
+            tell(prepared=True)
+            tell(_make(study, material, planned, cell, job["tokens"], int(threads), deadline))
+        except Error as error:
+            tell(error)
         _forget()
 
 

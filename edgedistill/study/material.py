@@ -80,6 +80,11 @@ class Material:
             stage.close()
         return path
 
+    def parts(self, cell: Cell) -> set[str]:
+        """What the cell has in common with others that is made by the first of them: no two may make the same at a time."""
+        general = self.study.settings_of(cell.data, cell.student, cell.method).get("general")
+        return {f"corpus {_key(cell)}", f"student {_student(cell)}", *([f"text {general}"] if general else [])}
+
     def inputs(self, cell: Cell) -> dict[str, str]:
         """sha256 of the rows and the corpus that the cell learns from, and of the rows that it is counted on."""
         if _key(cell) not in self._digests:
@@ -106,10 +111,8 @@ class Material:
                 found += [text for entry in self.corpus(whole) for text in (entry["rationale"], entry["answer"]) if text]
             return list(dict.fromkeys(found))
 
-        folder = self.folder / "students" / "_".join([cell.student, cell.data, *(
-            [f"fold{cell.fold}"] if cell.fold is not None else [])])
-        return shared(place(card.student), folder, self.rows.pool(cell.data).task, texts, layers=card.layers,
-                      vocabulary=card.vocabulary, carve_from=place(card.carve_from))
+        return shared(place(card.student), self.folder / "students" / _student(cell), self.rows.pool(cell.data).task, texts,
+                      layers=card.layers, vocabulary=card.vocabulary, carve_from=place(card.carve_from))
 
     def general(self, source: str) -> str:
         """A text file for `train`'s general: `source` itself, or the texts of a data set, one row a line."""
@@ -181,6 +184,10 @@ def link(target: Path, at: Path) -> None:
 
 def _key(cell: Cell) -> str:
     return "_".join([cell.data, cell.teacher or "no_teacher", cell.replica])
+
+
+def _student(cell: Cell) -> str:
+    return "_".join([cell.student, cell.data, *([f"fold{cell.fold}"] if cell.fold is not None else [])])
 
 
 def _card(task: Task) -> str:
