@@ -1,7 +1,7 @@
 """The chain's small end: a study's 16-layer students as int4 bundles, how large they are and what they answer.
 
     edgedistill study benchmarks/studies/svamp-folds-gpu.toml --run RUN
-    python benchmarks/chain_int4.py --run RUN [--fold K]
+    python benchmarks/chain_int4.py --run RUN --method hybrid-chain-5-long [--fold K]
 
 Each fold's student is exported to int4 (through export's gates, which look at its dev rows) and counted on the test rows of its
 fold as the device answers them. Against the fp32 answers of the 135M students of REFERENCES on the same rows. What a fold

@@ -3,8 +3,8 @@
     python benchmarks/quarter_labels.py [--cells benchmarks/results/studies/svamp-quarter-gpu/cells]
 
 A study's own tables compare within one share of the labels. Here each method's cells on a quarter stand against `finetune` with
-all labels, on the same test rows (paired bootstrap by groups of one body, McNemar; the larger p). Writes
-benchmarks/results/quarter-labels.json.
+all labels, on the same test rows (paired bootstrap by groups of one body, and McNemar's test where the seeds are the same).
+Writes benchmarks/results/quarter-labels.json.
 """
 
 from __future__ import annotations

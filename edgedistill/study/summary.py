@@ -153,7 +153,8 @@ def markdown(found: dict[str, Any]) -> str:
         lines += _table([{"data": t["data"] + (f", tested on {t['test']}" if "test" in t else ""), **_their_row(t)}
                          for t in left]) + [""]
     lines += ["Accuracy with 95 % intervals (rows of one group drawn together), SE over folds or seeds. The difference is by "
-              "paired bootstrap; p is the larger of its and McNemar's, by Holm for all comparisons of the table. Bold: better "
+              "paired bootstrap; p is the larger of its and McNemar's (of other seeds the bootstrap's), by Holm for all "
+              "comparisons of the table. Bold: better "
               "than each other method of the same student and data; =: highest, or not significantly below it. *Theirs*: the "
               "papers' own numbers, other students and splits, not measured here.", ""]
     return "\n".join(lines)
