@@ -28,7 +28,7 @@ from edgedistill.study.summary import answered
 
 HERE = Path(__file__).parent
 STUDY, STUDENT, LARGE = HERE / "studies" / "svamp-folds-gpu.toml", "layers16", "smollm2-135m"
-REFERENCES = ("hybrid-numbers-long", "finetune", "finetune-long")  # 135M, fp32
+REFERENCES = ("hybrid-numbers-long", "hybrid-numbers-double", "finetune", "finetune-long")  # 135M, fp32
 
 
 def made(study: Study, material: Material, cell: Cell) -> dict[str, Any]:
