@@ -4,9 +4,8 @@
 
 `train --dry-run` on SVAMP's rows with PaLM's rationales, each configuration in a process of its own: the plan, then a real
 step of the longest questions. Random weights in the T5 shapes; memory does not depend on them. On a CPU the measure is the
-peak resident size, the libraries' own size included in both figures; on a CUDA GPU it is the peak of the allocator, so that
-whoever has one gets the savers' figures there (benchmarks/results/train-memory-cuda.json, absent until then). Writes
-benchmarks/results/train-memory-DEVICE.json.
+peak resident size, the libraries' own size included in both figures; on a CUDA GPU it is the peak of the allocator. Writes
+benchmarks/results/train-memory-DEVICE.json anew after each configuration (on the GPU its time was over after five of seven).
 """
 
 from __future__ import annotations
@@ -47,11 +46,16 @@ def main() -> None:
                 made[student] = build(student, Path(folder) / student)
             found.append(measure(made.get(student, student), student, flags, args.data))
             print(json.dumps(found[-1]), flush=True)
+            write(found)
+
+
+def write(found: list[dict[str, Any]]) -> None:
+    """What there is so far; `planned` says how many there are to be."""
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     runs.write_json(HERE / "results" / f"train-memory-{device}.json", {
-        **machine.origin("train-memory"), "device": device, "configurations": found,
+        **machine.origin("train-memory"), "device": device, "planned": len(CONFIGURATIONS), "configurations": found,
         "largest_error": max(abs(entry["error"]) for entry in found)})
 
 

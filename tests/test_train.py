@@ -395,8 +395,9 @@ def test_a_killed_training_resumes_to_the_same_weights(step: int, flags: list[st
     def command(run: Path) -> list[str]:
         return [sys.executable, "-c", often, *ordinary(run, folder, 40 / 6)[3:], *flags, str(step)]
 
-    subprocess.run(command(straight), check=True, capture_output=True)
-    process = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    on_cpu = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # a GPU adds in another order each time
+    subprocess.run(command(straight), check=True, capture_output=True, env=on_cpu)
+    process = subprocess.Popen(command(killed), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=on_cpu)
     deadline = time.monotonic() + 120
     folders = (killed / "train" / "checkpoints").glob
     while not any(int(p.parent.name.split("-")[1]) >= step for p in folders("checkpoint-*/sums.json")):
@@ -405,7 +406,7 @@ def test_a_killed_training_resumes_to_the_same_weights(step: int, flags: list[st
     process.kill()  # SIGKILL
     process.wait()
     assert read_json(killed / "train" / "manifest.json")["state"] == "running"
-    done = subprocess.run(command(killed), check=True, capture_output=True, text=True)
+    done = subprocess.run(command(killed), check=True, capture_output=True, text=True, env=on_cpu)
     assert "resumed from checkpoint-" in done.stderr
     # Bitwise: same threads, same order of rows, same random state.
     assert ((killed / "train" / "student" / "model.safetensors").read_bytes()
