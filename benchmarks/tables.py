@@ -115,6 +115,11 @@ def train() -> str:
                   f"{len(near)} of {len(errors)} configurations"
                   + (f", {errors[-1]:.0f} % off in the worst" if len(near) < len(errors) else "")
                   + " ([script](benchmarks/train_memory.py), [result](benchmarks/results/train-memory-cpu.json))."]
+    if (RESULTS / "train-memory-cuda.json").is_file():
+        memory = _read("train-memory-cuda.json")
+        gpu, measured = memory["machine"]["gpu"], len(memory["configurations"])
+        lines[-1] += (f" On an {gpu} {measured} of {memory['planned']} were measured, all within "
+                      f"{100 * memory['largest_error']:.0f} % ([result](benchmarks/results/train-memory-cuda.json)).")
     if (RESULTS / "align-mass.json").is_file():
         aligned = _read("align-mass.json")
         lines += ["", f"How much of {aligned['teacher']}'s probability on {aligned['samples']} rationales reaches a student "
@@ -129,6 +134,12 @@ def train() -> str:
                   f"{_share(t5['known']['accuracy'], t5['known']['ci95'])} with new numbers and names, "
                   f"{_share(t5['unseen']['accuracy'], t5['unseen']['ci95_templates'])} of templates that it never saw "
                   "([script](benchmarks/t5_wordmath.py), [result](benchmarks/results/t5-wordmath.json))."]
+    if (RESULTS / "wordmath-pretrained.json").is_file():
+        known = _read("wordmath-pretrained.json")
+        lines[-1] += (f" A pretrained student of {known['parameters'] / 1e6:.0f} M has "
+                      f"{_share(known['known']['accuracy'], known['known']['ci95'])} and "
+                      f"{_share(known['unseen']['accuracy'], known['unseen']['ci95_templates'])} after {known['rows']:,} such "
+                      f"rows instead of {t5['rows']:,} ([result](benchmarks/results/wordmath-pretrained.json)).")
     return "\n".join(lines)
 
 
@@ -177,13 +188,28 @@ def studies() -> str:
         lines.append("")
     if (path := RESULTS / "quarter-labels.json").is_file():
         found = {(e["method"], e["labels"]): e for e in _json(path)["entries"]}
-        its, all_ = found["hybrid-numbers", 0.25], found["finetune", 1.0]
-        other = its["minus_finetune_on_all"]
-        lines += [f"With a quarter of the labels and a local teacher's answers to the other questions `hybrid-numbers` has "
-                  f"{_share(its['accuracy'], its['ci95'])}, `finetune` on all labels {_share(all_['accuracy'], all_['ci95'])}: "
-                  f"{100 * other['difference']:+.1f} ({100 * other['ci95'][0]:+.1f} to {100 * other['ci95'][1]:+.1f}, "
-                  f"p = {other['p']:.2g}; [script](benchmarks/quarter_labels.py), "
-                  "[result](benchmarks/results/quarter-labels.json)).", ""]
+        all_ = found["finetune", 1.0]
+        told = []
+        for name in ("hybrid-numbers", "hybrid-numbers-long"):
+            its = found[name, 0.25]
+            other = its["minus_finetune_on_all"]
+            told.append(f"`{name}` has {_share(its['accuracy'], its['ci95'])}, {100 * other['difference']:+.1f} "
+                        f"({100 * other['ci95'][0]:+.1f} to {100 * other['ci95'][1]:+.1f}, p = {other['p']:.2g})")
+        lines += ["With a quarter of the labels and a local teacher's answers to the other questions, beside `finetune` on all "
+                  f"labels ({_share(all_['accuracy'], all_['ci95'])}): {'; '.join(told)} "
+                  "([script](benchmarks/quarter_labels.py), [result](benchmarks/results/quarter-labels.json)).", ""]
+    if (path := RESULTS / "chain-int4.json").is_file():
+        found = _json(path)
+        its, megabytes = found["int4"], [size / 1e6 for size in found["bytes"]]
+        same = found["fp32"][f"{found['student']} {found['method']}"]
+        large = found["fp32"]["smollm2-135m hybrid-numbers-long"]
+        lost = same["int4_minus_it"]
+        lines += [f"`{found['method']}`'s students of 16 layers as int4 bundles of {min(megabytes):.1f} to "
+                  f"{max(megabytes):.1f} MB: {_share(its['accuracy'], its['ci95'])} of {its['n']}, "
+                  f"{100 * lost['difference']:+.1f} points ({100 * lost['ci95'][0]:+.1f} to {100 * lost['ci95'][1]:+.1f}, "
+                  f"p = {lost['p']:.2g}) beside themselves in fp32, **{100 * large['kept']:.0f} %** of the "
+                  f"{100 * large['accuracy']:.1f} % that the best students of 30 layers have in fp32 "
+                  "([script](benchmarks/chain_int4.py), [result](benchmarks/results/chain-int4.json)).", ""]
     if (path := RESULTS / "svamp-plus.json").is_file():
         found = _json(path)
         rows, test, alone, more = found["rows"], found["test"], found["finetune"], found["minus_finetune"]

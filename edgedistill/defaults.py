@@ -4,6 +4,7 @@ from __future__ import annotations
 
 RUN = "runs/default"
 SEED = 0
+READINGS = "benchmarks/test_readings.jsonl"  # of a checkout: what was counted on test rows, and when
 
 # teach
 TEACHER = "smollm2-135m"     # the card of the embedded teacher

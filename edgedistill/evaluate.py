@@ -240,7 +240,7 @@ def note_reading(what: str) -> None:
     """Appends to the log of test readings (DESIGN section 8), in a checkout only."""
     root = kit.checkout()
     named = os.environ.get("EDGEDISTILL_READINGS")
-    path = Path(named) if named else root / "benchmarks" / "test_readings.jsonl" if root else None
+    path = Path(named) if named else root / defaults.READINGS if root else None
     if path is None:
         return
     with runs.disk_errors(path), path.open("a", encoding="utf-8") as file:

@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from edgedistill import __version__, kit
+from edgedistill import __version__, defaults, kit
 
 _PACKAGES = ("numpy", "onnxruntime", "tokenizers", "llama-cpp-python", "torch", "transformers", "bitsandbytes", "onnx",
              "optimum-onnx")
@@ -42,7 +42,8 @@ def commit() -> str | None:
         def git(*args: str) -> str:
             return subprocess.run(["git", "-C", str(root), *args], capture_output=True, text=True, check=True,
                                   timeout=10).stdout.strip()
-        return git("rev-parse", "--short=12", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        changed = git("status", "--porcelain", "-uno", "--", ".", f":!{defaults.READINGS}")  # it grows by counting
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
 
