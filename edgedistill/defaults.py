@@ -31,6 +31,7 @@ WARMUP_SHARE = 0.05
 BATCH_TOKENS = {"cuda": 8192, "cpu": 2048}  # tokens of a micro-batch; a step is as many of them as its questions need
 ANSWERED_TOGETHER = {"cuda": 256, "cpu": 64}  # rows of a batch of greedy answers, of so many padded tokens at most
 ANSWERED_TOKENS = 8192
+ANSWERED_FIRST = 64          # tokens after which greedy answers that have ended leave their batch; then twice as many each time
 WEIGHTING = "token"
 BESIDE_STEPS = 1.4           # a training's time over its steps' alone: optimizer, dev rows, checkpoints; about
 TEMPERATURE = 2.0            # logit-kd: Lee's best for the smaller students are 2 and 3

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -274,6 +275,38 @@ def shown(made: list[Question]) -> list[tuple[str, tuple[str, ...]]]:
 def test_finetune_takes_gold_labels_and_no_rationale() -> None:
     made = questions("finetune", TASK, ROWS, CORPUS)
     assert shown(made) == [("( 1 + 2 )", ()), ("( 4 - 1 )", ()), ("( 2 * 2 )", ())]
+
+
+@pytest.mark.parametrize("family", ["t5", "decoder"])
+def test_answers_that_have_ended_leave_their_batch(family: str, monkeypatch) -> None:
+    student = getattr(tiny_students, family)()
+    chance = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in student.model.parameters():  # so that it says more than one word
+            weight += (1.0 if family == "t5" else 0.1) * torch.randn(weight.shape, generator=chance)
+    asked = [f"Ann has {n} pens and buys {n} more." for n in range(2, 8)]
+    endless = student.generate(asked, max_new_tokens=20)
+
+    def until(token: int) -> list[list[int]]:
+        return [ids[: ids.index(token)] if token in ids else ids for ids in endless]
+
+    token = max({token for ids in endless for token in ids}, key=lambda token: len({len(ids) // 3 for ids in until(token)}))
+    student.format = replace(student.format, eos_id=token)
+    expected = student.generate(asked, max_new_tokens=20)  # in one go
+    assert len({len(ids) // 3 for ids in expected}) > 1
+    monkeypatch.setattr(defaults, "ANSWERED_FIRST", 3)
+    asked_on, continued = [], student._continued
+
+    def counted(sources, begun, limit, *more):
+        asked_on.append((len(sources), len(begun[0]), limit))
+        return continued(sources, begun, limit, *more)
+
+    monkeypatch.setattr(student, "_continued", counted)
+    assert student.generate(asked, max_new_tokens=20) == expected
+    opening = len(student.format.opening(student.rust, "label"))
+    went = [0, 3, 6, 12]
+    assert asked_on == [(n, opening + at, go) for at, go in zip(went, [3, 3, 6, 8], strict=True)
+                        if (n := sum(len(ids) >= at for ids in expected))]
 
 
 def test_seq_kd_takes_the_teachers_answer_right_or_wrong() -> None:

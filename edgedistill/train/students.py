@@ -116,13 +116,32 @@ class Student(ABC):
         training = self.model.training
         self.model.eval()
         opening = self.format.opening(self.rust, part)
-        out: list[list[int]] = []
         limit = max_new_tokens or self.format.max_new_tokens(part)
         rows = [self.format.encode_source(self.rust, text, part) for text in texts]
         most = batch_size or defaults.ANSWERED_TOGETHER[self.model.device.type]
-        for sources in _together(rows, most, defaults.ANSWERED_TOKENS // samples):
-            out += self._continued(sources, opening, limit, samples, temperature)
+        out: list[list[int]] = []
+        if temperature:
+            for sources in _together(rows, most, defaults.ANSWERED_TOKENS // samples):
+                out += self._continued(sources, [opening] * len(sources), limit, samples, temperature)
+        else:
+            out = self._greedy(rows, opening, limit, most)
         self.model.train(training)
+        return out
+
+    def _greedy(self, rows: list[list[int]], opening: list[int], limit: int, most: int) -> list[list[int]]:
+        """Greedy continuations, those that go on by themselves: a batch takes as long as its longest, and a few never end."""
+        out: list[list[int]] = [[] for _ in rows]
+        going, went = list(range(len(rows))), 0
+        while going and went < limit:
+            go = min(limit - went, max(defaults.ANSWERED_FIRST, went))
+            left = iter(going)
+            for batch in _together([rows[i] + out[i] for i in going], most, defaults.ANSWERED_TOKENS):
+                its = [next(left) for _ in batch]
+                said = self._continued([rows[i] for i in its], [opening + out[i] for i in its], go)
+                for i, ids in zip(its, said, strict=True):
+                    out[i] += ids
+            went += go
+            going = [i for i in going if len(out[i]) == went]
         return out
 
     def answer(self, ids: list[int]) -> str:
@@ -142,21 +161,22 @@ class Student(ABC):
             encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
 
-    def _continued(self, sources: list[list[int]], opening: list[int], limit: int, samples: int,
-                   temperature: float) -> list[list[int]]:
+    def _continued(self, sources: list[list[int]], begun: list[list[int]], limit: int, samples: int = 1,
+                   temperature: float = 0.0) -> list[list[int]]:
+        """At most `limit` further tokens of each row, of which as many are `begun` as of the others."""
         eos, pad, device = self.format.eos_id, self.format.pad_id, self.model.device
         left = self.family == "decoder"  # a decoder's continuation must follow its source directly
         if left:
-            sources = [source + opening for source in sources]
+            sources = [source + its for source, its in zip(sources, begun, strict=True)]
         ids = _pad(sources, pad, left).to(device)
         mask = _pad([[1] * len(source) for source in sources], 0, left).to(device)
-        begun = {} if left else {"decoder_input_ids": torch.tensor([opening] * len(sources), device=device)}
+        first = {} if left else {"decoder_input_ids": torch.tensor(begun, device=device)}
         how = ({"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "num_return_sequences": samples}
                if temperature else {"do_sample": False})
         out = self.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=limit, num_beams=1, use_cache=True,
-                                  eos_token_id=eos, pad_token_id=pad, **how, **begun)
+                                  eos_token_id=eos, pad_token_id=pad, **how, **first)
         texts = []
-        for row in out[:, ids.shape[1] if left else len(opening):].tolist():
+        for row in out[:, ids.shape[1] if left else len(begun[0]):].tolist():
             texts.append(row[: row.index(eos)] if eos in row else row)
         return texts
 
