@@ -238,7 +238,7 @@ def make_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 def accuracy(student: Any, card: Task, rows: list[Row]) -> dict[str, Any]:
     """Right answers with intervals, and the accuracy of each template."""
     torch.set_num_threads(machine.cores())
-    answers = student.answers([card.question(row) for row in rows], batch_size=64)
+    answers = student.answers([card.question(row) for row in rows])
     by_template: dict[str, list[bool]] = defaultdict(list)
     for row, answer in zip(rows, answers, strict=True):
         by_template[row.meta["template"]].append(card.same(card.parse(answer), card.label(row)))
