@@ -187,14 +187,17 @@ def studies() -> str:
                    if other else "|") + " |")
         lines.append("")
     if (path := RESULTS / "equal-tokens.json").is_file():
-        lines += ["The hybrid that is best by its dev rows against each other method on as many trained tokens, p by Holm's correction "
-                  "for all of them ([script](benchmarks/equal_tokens.py), [result](benchmarks/results/equal-tokens.json)):", "",
-                  "| student | tokens | hybrid | right | other | right | difference | p (Holm) |", "|---|---|---|---|---|---|---|---|"]
+        lines += ["The hybrid that is best by its dev rows against each other method on as many trained tokens, p by Holm's "
+                  "correction for all of them ([script](benchmarks/equal_tokens.py), "
+                  "[result](benchmarks/results/equal-tokens.json)):", "",
+                  "| student | tokens | hybrid | right | other | right | difference | p (Holm) |",
+                  "|---|---|---|---|---|---|---|---|"]
         for e in _json(path)["entries"]:
             other = e["hybrid_minus_it"]
-            lines.append(f"| {e['student']} | {e['tokens'] / 1e6:.1f} M | `{e['hybrid']}` | {100 * e['accuracy_of_hybrid']:.1f} % | "
-                         f"`{e['method']}` | {100 * e['accuracy']:.1f} % | {100 * other['difference']:+.1f} "
-                         f"({100 * other['ci95'][0]:+.1f} to {100 * other['ci95'][1]:+.1f}) | {e['p_holm']:.2g} |")
+            low, high = (100 * x for x in other["ci95"])
+            lines.append(f"| {e['student']} | {e['tokens'] / 1e6:.1f} M | `{e['hybrid']}` | "
+                         f"{100 * e['accuracy_of_hybrid']:.1f} % | `{e['method']}` | {100 * e['accuracy']:.1f} % | "
+                         f"{100 * other['difference']:+.1f} ({low:+.1f} to {high:+.1f}) | {e['p_holm']:.2g} |")
         lines.append("")
     if (path := RESULTS / "quarter-labels.json").is_file():
         found = {(e["method"], e["labels"]): e for e in _json(path)["entries"]}
