@@ -36,6 +36,8 @@ def main() -> None:
         found = cell_.load(path)
         if found and (cell := Cell(**found["config"]["axes"])).data == DATA and cell.seed == 0 and cell.labels == 1:
             its[cell.student, found["config"]["tokens"]][cell.method].append((cell, found))
+    if not its:
+        raise SystemExit(f"{args.cells} has no finished cell of {DATA}: give the cells/ folder of svamp-folds-gpu")
     entries = [entry for (student, tokens), methods in sorted(its.items())
                for entry in compared(student, tokens, {name: made for name, made in methods.items() if len(made) == FOLDS})]
     for entry, p in zip(entries, holm([entry["hybrid_minus_it"]["p"] for entry in entries]), strict=True):

@@ -35,6 +35,8 @@ def main() -> None:
             cell = Cell(**found["config"]["axes"])
             kinds[cell.method, cell.labels].append((cell, found))
             commits.add(found["commit"])
+    if ("finetune", 1.0) not in kinds:
+        raise SystemExit(f"{args.cells} has no finished cell of finetune on all labels: give svamp-quarter-gpu/cells")
     outcomes = {kind: answered(cells, cells[0][0].data) for kind, cells in kinds.items()}
     base = outcomes["finetune", 1.0]
     made = {"study": "svamp-quarter-gpu", "commits": sorted(commits)}
