@@ -1,7 +1,7 @@
 """The chain's small end: a study's 16-layer students as int4 bundles, how large they are and what they answer.
 
     edgedistill study benchmarks/studies/svamp-folds-gpu.toml --run RUN
-    python benchmarks/chain_int4.py --run RUN --method hybrid-chain-5-long [--fold K]
+    python benchmarks/chain_int4.py --run RUN --method hybrid-chain-5-longest [--fold K]
 
 Each fold's student is exported to int4 (through export's gates, which look at its dev rows) and counted on the test rows of its
 fold as the device answers them. Against the fp32 answers of the 135M students of REFERENCES on the same rows. What a fold
@@ -57,8 +57,11 @@ def main() -> None:
     study = read(STUDY)
     material, planned = Material(study, Path(args.run)), cells(study)
     mine = [c for c in planned if (c.data, c.student, c.method, c.seed) == ("svamp-folds", STUDENT, args.method, 0)]
+    wanted = [c for c in mine if args.fold in (None, c.fold)]
+    if not wanted:
+        raise SystemExit(f"{study.name} has no {STUDENT} by {args.method!r}" + (f" in fold {args.fold}" if mine else ""))
     if args.fold is not None:
-        made(study, material, next(c for c in mine if c.fold == args.fold))
+        made(study, material, wanted[0])
         return
     bundles = [made(study, material, cell) for cell in mine]
     int4 = answered([(c, {"tests": {c.data: bundle["test"]}}) for c, bundle in zip(mine, bundles, strict=True)], "svamp-folds")

@@ -4,8 +4,8 @@
 
 A study's own tables compare with one baseline and with the highest, whatever their tokens. Here, for each student and budget,
 the hybrid that is best by its dev rows stands against each method that is no hybrid, where both have all folds of seed 0:
-paired bootstrap by groups of one body, McNemar's test, and Holm's correction for all the comparisons of the file. Writes
-benchmarks/results/equal-tokens.json.
+paired bootstrap by groups of one body, McNemar's test, and Holm's correction for all the comparisons of the file. The tokens
+are those of the student's own training: a mentor's come on top. Writes benchmarks/results/equal-tokens.json.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration, logging
 
 from edgedistill import cards, machine, runs
+from edgedistill.errors import Error
 from edgedistill.progress import say
 from edgedistill.tasks import data, wordmath
 from edgedistill.tasks.data import Row
@@ -253,4 +254,7 @@ def accuracy(student: Any, card: Task, rows: list[Row]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Error as error:
+        raise SystemExit(f"t5_wordmath: {error}") from None

@@ -180,15 +180,16 @@ def studies() -> str:
             other = e["against"]
             low, high = (100 * x for x in other["ci95"]) if other else (0, 0)
             lines.append(
-                f"| {e['data']} | {e['student']}, {e['parameters'] / 1e6:.0f} M | `{e['method']}` | {100 * e['labels']:g} % | "
+                f"| {e['data']}{', on ' + e['test'] if e['test'] != e['data'] else ''} | "
+                f"{e['student']}, {e['parameters'] / 1e6:.0f} M | `{e['method']}` | {100 * e['labels']:g} % | "
                 f"{e['tokens'] / 1e6:.1f} M | "
                 f"{100 * e['dev_accuracy']:.1f} % | {_share(e['accuracy'], e['ci95'])} of {e['n']} | "
                 + (f"{100 * other['difference']:+.1f} ({low:+.1f} to {high:+.1f}) | {other['p']:.2g} ({other['p_holm']:.2g})"
                    if other else "|") + " |")
         lines.append("")
     if (path := RESULTS / "equal-tokens.json").is_file():
-        lines += ["The hybrid that is best by its dev rows against each other method on as many trained tokens, p by Holm's "
-                  "correction for all of them ([script](benchmarks/equal_tokens.py), "
+        lines += ["The hybrid that is best by its dev rows against each other method on as many trained tokens, a mentor's "
+                  "own training not counted; p by Holm's correction for all of them ([script](benchmarks/equal_tokens.py), "
                   "[result](benchmarks/results/equal-tokens.json)):", "",
                   "| student | tokens | hybrid | right | other | right | difference | p (Holm) |",
                   "|---|---|---|---|---|---|---|---|"]
