@@ -32,9 +32,8 @@ def main() -> None:
     parser.add_argument("--cells", type=Path, default=HERE / "results" / "studies" / "svamp-folds-gpu" / "cells")
     args = parser.parse_args()
     its: dict[tuple[str, float], dict[str, list[tuple[Cell, dict[str, Any]]]]] = defaultdict(lambda: defaultdict(list))
-    for path in sorted(args.cells.glob("*.json")):
-        found = cell_.load(path)
-        if found and (cell := Cell(**found["config"]["axes"])).data == DATA and cell.seed == 0 and cell.labels == 1:
+    for cell, found in cell_.load_all(args.cells):
+        if cell.data == DATA and cell.seed == 0 and cell.labels == 1:
             its[cell.student, found["config"]["tokens"]][cell.method].append((cell, found))
     if not its:
         raise SystemExit(f"{args.cells} has no finished cell of {DATA}: give the cells/ folder of svamp-folds-gpu")

@@ -16,7 +16,6 @@ from pathlib import Path
 
 from edgedistill import machine, runs
 from edgedistill.study import cell as cell_
-from edgedistill.study.grid import Cell
 from edgedistill.study.statistics import accuracy, compare
 from edgedistill.study.summary import answered
 
@@ -28,18 +27,13 @@ def main() -> None:
     parser.add_argument("--cells", type=Path, default=HERE / "results" / "studies" / "svamp-quarter-gpu" / "cells")
     args = parser.parse_args()
     kinds = defaultdict(list)
-    commits = set()
-    for path in sorted(args.cells.glob("*.json")):
-        found = cell_.load(path)
-        if found:
-            cell = Cell(**found["config"]["axes"])
-            kinds[cell.method, cell.labels].append((cell, found))
-            commits.add(found["commit"])
+    for cell, found in (all_ := cell_.load_all(args.cells)):
+        kinds[cell.method, cell.labels].append((cell, found))
     if ("finetune", 1.0) not in kinds:
         raise SystemExit(f"{args.cells} has no finished cell of finetune on all labels: give svamp-quarter-gpu/cells")
     outcomes = {kind: answered(cells, cells[0][0].data) for kind, cells in kinds.items()}
     base = outcomes["finetune", 1.0]
-    made = {"study": "svamp-quarter-gpu", "commits": sorted(commits)}
+    made = {"study": "svamp-quarter-gpu", "commits": sorted({found["commit"] for _, found in all_})}
     result = {**machine.origin("quarter-labels"), "cells": made, "entries": [
         {"method": method, "labels": labels, "cells": len(kinds[method, labels]), **accuracy(its),
          "minus_finetune_on_all": compare(its, base) if its is not base else None}

@@ -447,7 +447,7 @@ def spec_of(tmp_path: Path, text: str) -> Study:
     return read(tmp_path / "s.toml")
 
 
-def material_of(tmp_path: Path, teacher: str, top: str = "", data: str = "") -> tuple[Material, list[Cell]]:
+def material_of(tmp_path: Path, teacher: str, top: str = "", data: str = "", methods: str = "") -> tuple[Material, list[Cell]]:
     (tmp_path / "data").mkdir(exist_ok=True)
     for split, n in (("train", 40), ("dev", 10), ("test", 8)):
         (tmp_path / "data" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows(split, n)))
@@ -466,6 +466,7 @@ student = "none"
 method = "finetune"
 [methods.step-by-step]
 method = "step-by-step"
+{methods}
 """)
     return Material(spec, tmp_path / "run"), cells(spec)
 
@@ -503,6 +504,20 @@ def test_without_labels_nothing_that_a_label_told_is_left(kind: str, tmp_path: P
     assert sum(row.label is not None for row in splits["train"]) == 10
     assert sum(row.label is not None for row in splits["dev"]) == 2  # dev labels are labels too
     assert all(row.label is not None for row in splits["test"])
+
+
+def test_a_text_in_other_words_is_an_input_of_the_cell_that_trains_on_it(tmp_path: Path) -> None:
+    stage = runs.Stage(tmp_path / "words", "teach", {}, {})
+    corpus = stage.path / "corpus.jsonl"
+    corpus.write_text("{}\n")
+    material, planned = material_of(tmp_path, 'column = {rationale = "why", stated = "said"}',
+                                    methods=f'[methods.hybrid]\nmethod = "hybrid"\nreworded = "{tmp_path}/words"\n')
+    its = {cell.method: material.inputs(cell) for cell in planned}
+    assert its["hybrid"] == its["step-by-step"] | {"reworded": runs.sha256(corpus)}
+    corpus.write_text("{} \n")
+    assert material.inputs(next(c for c in planned if c.method == "hybrid")) != its["hybrid"]
+    corpus.unlink()  # a finished cell needs it no more
+    assert "reworded" not in material.inputs(next(c for c in planned if c.method == "hybrid"))
 
 
 def test_a_missing_or_foreign_teach_run_names_the_command_that_makes_it(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -245,7 +246,7 @@ def test_rows_are_answered_in_batches_of_few_tokens(monkeypatch) -> None:
     rows = [[0] * n for n in (3, 2, 5, 1, 9, 1)]
     assert [list(map(len, batch)) for batch in students._together(rows, 4, 100)] == [[3, 2, 5, 1], [9, 1]]
     assert [list(map(len, batch)) for batch in students._together(rows, 4, 8)] == [[3, 2], [5], [1], [9], [1]]
-    student = tiny_students.decoder()
+    student = tiny_students.t5()
     texts = [f"Tom has {'very ' * n}few apples" for n in range(6)]
     whole = student.generate(texts, max_new_tokens=4)
     monkeypatch.setattr(defaults, "ANSWERED_TOKENS", 40)
@@ -277,31 +278,27 @@ def test_finetune_takes_gold_labels_and_no_rationale() -> None:
     assert shown(made) == [("( 1 + 2 )", ()), ("( 4 - 1 )", ()), ("( 2 * 2 )", ())]
 
 
-@pytest.mark.parametrize("family", ["t5", "decoder"])
-def test_answers_that_have_ended_leave_their_batch(family: str, monkeypatch) -> None:
-    student = getattr(tiny_students, family)()
-    chance = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for weight in student.model.parameters():  # so that it says more than one word
-            weight += (1.0 if family == "t5" else 0.1) * torch.randn(weight.shape, generator=chance)
+def test_answers_that_have_ended_leave_their_batch(monkeypatch) -> None:
     asked = [f"Ann has {n} pens and buys {n} more." for n in range(2, 8)]
-    endless = student.generate(asked, max_new_tokens=20)
-
-    def until(token: int) -> list[list[int]]:
-        return [ids[: ids.index(token)] if token in ids else ids for ids in endless]
-
-    token = max({token for ids in endless for token in ids}, key=lambda token: len({len(ids) // 3 for ids in until(token)}))
-    student.format = replace(student.format, eos_id=token)
-    expected = student.generate(asked, max_new_tokens=20)  # in one go
-    assert len({len(ids) // 3 for ids in expected}) > 1
+    for seed in range(40):  # the tokenizer's pieces differ from run to run, and with them what is said
+        student, chance = tiny_students.t5(), torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in student.model.parameters():  # so that it says more than one word
+                weight += torch.randn(weight.shape, generator=chance)
+        said = Counter(token for ids in student.generate(asked, max_new_tokens=20) for token in set(ids))
+        student.format = replace(student.format, eos_id=said.most_common(1)[0][0])  # questions end with it too
+        expected = student.generate(asked, max_new_tokens=20)  # in one go
+        if len({len(ids) // 3 for ids in expected}) > 2:
+            break
+    assert len({len(ids) // 3 for ids in expected}) > 2
     monkeypatch.setattr(defaults, "ANSWERED_FIRST", 3)
-    asked_on, continued = [], student._continued
+    asked_on, generate = [], student.model.generate
 
-    def counted(sources, begun, limit, *more):
-        asked_on.append((len(sources), len(begun[0]), limit))
-        return continued(sources, begun, limit, *more)
+    def counted(**its):
+        asked_on.append((*its["decoder_input_ids"].shape, its["max_new_tokens"]))
+        return generate(**its)
 
-    monkeypatch.setattr(student, "_continued", counted)
+    monkeypatch.setattr(student.model, "generate", counted)
     assert student.generate(asked, max_new_tokens=20) == expected
     opening = len(student.format.opening(student.rust, "label"))
     went = [0, 3, 6, 12]

@@ -43,6 +43,11 @@ def load(path: Path) -> dict[str, Any] | None:
     return found if whole else None
 
 
+def load_all(folder: Path) -> list[tuple[Cell, dict[str, Any]]]:
+    """Every whole result of a `cells/` folder, with the cell that it is of."""
+    return [(Cell(**found["config"]["axes"]), found) for path in sorted(folder.glob("*.json")) if (found := load(path))]
+
+
 def read(path: Path) -> dict[str, Any] | None:
     """Like `load`; a damaged file is set aside, and said so."""
     found = load(path)

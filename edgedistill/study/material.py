@@ -86,12 +86,16 @@ class Material:
         return {f"corpus {_key(cell)}", f"student {_student(cell)}", *([f"text {general}"] if general else [])}
 
     def inputs(self, cell: Cell) -> dict[str, str]:
-        """sha256 of the rows and the corpus that the cell learns from, and of the rows that it is counted on."""
+        """sha256 of the rows, the corpus and the reworded rows that the cell learns from, and of the rows it is counted on."""
         if _key(cell) not in self._digests:
             self._digests[_key(cell)] = {**_hashes(self.rows.splits(cell), _lines(self.corpus(cell))),
                                          "card": _card(self.rows.pool(cell.data).task), **{
                 f"test {name}": rows_.digest(rows) for name, (_, _, rows) in self.rows.tests(cell).items()}}
-        return self._digests[_key(cell)]
+        found = self._digests[_key(cell)]
+        other_words = self.study.settings_of(cell.data, cell.student, cell.method).get("reworded")
+        if other_words and (corpus := Path(place(other_words)) / "teach" / "corpus.jsonl").is_file():
+            found = found | {"reworded": runs.sha256(corpus)}
+        return found
 
     def student(self, cell: Cell) -> str:
         """What `train` takes: the student's place, or the folder of the carved or trimmed one, which all cells on these rows

@@ -100,7 +100,7 @@ def votes(student: Student, card: Task, rows: list[Row]) -> list[dict[str, Any]]
     """{id, input, answer, value, votes, share, samples, taken} of each row: the value that most of the student's samples came
     to, in its most frequent spelling. `taken`: by SELF_SHARE of all samples, those counted that state no answer."""
     k = defaults.SELF_SAMPLES
-    ids = student.generate([card.question(row) for row in rows], batch_size=len(rows), samples=k,
+    ids = student.generate([card.question(row) for row in rows], batch_size=len(rows) * k, samples=k,
                            temperature=defaults.VOTE_TEMP)
     found = []
     for at, row in enumerate(rows):

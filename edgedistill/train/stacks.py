@@ -80,27 +80,31 @@ def _block(block: Any, config: Any, groups: list[Batch], weights: Weights, p: fl
     return add(x, apply(activated(inner, config.dense_act_fn, gated, p), module.wo, weights), p)
 
 
-def llama(model: Any, batch: Batch, weights: Weights, taps: Sequence[int] = ()) -> Any:
+def llama(model: Any, batch: Batch, weights: Weights, taps: Sequence[int] = (),
+          look: Callable[..., Tensor] | None = None) -> Any:
     """[targets, d] before the head, for Llama, Qwen2 and Mistral; with `taps`, layers by number, also the states [N, d] of all
-    tokens after each of them, as (before the head, states)."""
+    tokens after each of them, as (before the head, states). `look` is attention where it is not that within the batch: it takes
+    the layer's number, turned q [N, H, size] and k, v [N, Hk, size], the scale and the dropout."""
     inner, states = model.model, {}
+    look = look or (lambda _, q, k, v, scale, p: attend(q, k, v, batch["rows"], scale, p))
     x = embedding(batch["ids"], inner.embed_tokens.weight)
     cos, sin = (each[0, :, None, : each.shape[-1] // 2].float() for each in inner.rotary_emb(x[None], batch["places"][None]))
     for i, layer in enumerate(inner.layers):
-        x = _run(layer, partial(_layer, layer, model, batch["rows"], weights), x, cos, sin)
+        x = _run(layer, partial(_layer, layer, model, partial(look, i), weights), x, cos, sin)
         if i in taps:
             states[i] = x
     hidden = norm(x[batch["at"]], inner.norm, weights)
     return (hidden, [states[i] for i in taps]) if taps else hidden
 
 
-def _layer(layer: Any, model: Any, groups: list[Batch], weights: Weights, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def _layer(layer: Any, model: Any, look: Callable[..., Tensor], weights: Weights, x: Tensor, cos: Tensor,
+           sin: Tensor) -> Tensor:
     config, module = model.config, layer.self_attn
     heads, shared = config.num_attention_heads, config.num_key_value_heads
     qkv = norm_linear(x, layer.input_layernorm, (module.q_proj, module.k_proj, module.v_proj), weights)
     q, k, v = qkv.view(len(qkv), -1, module.head_dim).split([heads, shared, shared], 1)
-    context = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, groups, module.scaling,
-                     module.attention_dropout if model.training else 0.0)
+    context = look(rotate(q, cos, sin), rotate(k, cos, sin), v, module.scaling,
+                   module.attention_dropout if model.training else 0.0)
     x = x + apply(context, module.o_proj, weights)
     ffn = layer.mlp
     if isinstance(ffn, Chain):

@@ -26,6 +26,7 @@ from edgedistill.edge.format import PREFIXES, Format
 from edgedistill.errors import UsageError
 from edgedistill.tasks.task import Task
 from edgedistill.train import packed, reparam, stacks
+from edgedistill.train.decode import continuations
 from edgedistill.train.packed import Batch, Weights
 
 T5S = ("t5", "mt5")
@@ -119,30 +120,14 @@ class Student(ABC):
         limit = max_new_tokens or self.format.max_new_tokens(part)
         rows = [self.format.encode_source(self.rust, text, part) for text in texts]
         most = batch_size or defaults.ANSWERED_TOGETHER[self.model.device.type]
-        out: list[list[int]] = []
-        if temperature:
-            for sources in _together(rows, most, defaults.ANSWERED_TOKENS // samples):
-                out += self._continued(sources, [opening] * len(sources), limit, samples, temperature)
-        else:
-            out = self._greedy(rows, opening, limit, most)
+        out = self._continued([row for row in rows for _ in range(samples)], opening, limit, most, temperature)
         self.model.train(training)
         return out
 
-    def _greedy(self, rows: list[list[int]], opening: list[int], limit: int, most: int) -> list[list[int]]:
-        """Greedy continuations, those that go on by themselves: a batch takes as long as its longest, and a few never end."""
-        out: list[list[int]] = [[] for _ in rows]
-        going, went = list(range(len(rows))), 0
-        while going and went < limit:
-            go = min(limit - went, max(defaults.ANSWERED_FIRST, went))
-            left = iter(going)
-            for batch in _together([rows[i] + out[i] for i in going], most, defaults.ANSWERED_TOKENS):
-                its = [next(left) for _ in batch]
-                said = self._continued([rows[i] for i in its], [opening + out[i] for i in its], go)
-                for i, ids in zip(its, said, strict=True):
-                    out[i] += ids
-            went += go
-            going = [i for i in going if len(out[i]) == went]
-        return out
+    @abstractmethod
+    def _continued(self, rows: list[list[int]], opening: list[int], limit: int, most: int,
+                   temperature: float) -> list[list[int]]:
+        """At most `limit` tokens behind each row and the `opening`, `most` rows at a time."""
 
     def answer(self, ids: list[int]) -> str:
         """The answer's text in the token ids of a label output."""
@@ -160,25 +145,6 @@ class Student(ABC):
             json.dumps({"schema": 1, **self.format.to_dict(), "provenance": provenance}, indent=1) + "\n",
             encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
-
-    def _continued(self, sources: list[list[int]], begun: list[list[int]], limit: int, samples: int = 1,
-                   temperature: float = 0.0) -> list[list[int]]:
-        """At most `limit` further tokens of each row, of which as many are `begun` as of the others."""
-        eos, pad, device = self.format.eos_id, self.format.pad_id, self.model.device
-        left = self.family == "decoder"  # a decoder's continuation must follow its source directly
-        if left:
-            sources = [source + its for source, its in zip(sources, begun, strict=True)]
-        ids = _pad(sources, pad, left).to(device)
-        mask = _pad([[1] * len(source) for source in sources], 0, left).to(device)
-        first = {} if left else {"decoder_input_ids": torch.tensor(begun, device=device)}
-        how = ({"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0, "num_return_sequences": samples}
-               if temperature else {"do_sample": False})
-        out = self.model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=limit, num_beams=1, use_cache=True,
-                                  eos_token_id=eos, pad_token_id=pad, **how, **first)
-        texts = []
-        for row in out[:, ids.shape[1] if left else len(begun[0]):].tolist():
-            texts.append(row[: row.index(eos)] if eos in row else row)
-        return texts
 
 
 class T5Student(Student):
@@ -206,6 +172,28 @@ class T5Student(Student):
             own = packed.side([targets[i] for i in group])
             batch["target"].append({"q": own, "k": own, "mask": packed.causal(own["index"].shape[1])})
         return batch, order
+
+    def _continued(self, rows: list[list[int]], opening: list[int], limit: int, most: int,
+                   temperature: float) -> list[list[int]]:
+        """Those that have ended leave their batch now and then: it takes as long as its longest, and a few never end."""
+        eos, pad, device = self.format.eos_id, self.format.pad_id, self.model.device
+        how = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {"do_sample": False}
+        out: list[list[int]] = [[] for _ in rows]
+        going, went = list(range(len(rows))), 0
+        while going and went < limit:
+            go, left = min(limit - went, max(defaults.ANSWERED_FIRST, went)), iter(going)
+            for batch in _together([rows[i] + out[i] for i in going], most, defaults.ANSWERED_TOKENS):
+                its = [next(left) for _ in batch]
+                said = self.model.generate(
+                    input_ids=_pad([rows[i] for i in its], pad).to(device),
+                    attention_mask=_pad([[1] * len(rows[i]) for i in its], pad).to(device), max_new_tokens=go, num_beams=1,
+                    decoder_input_ids=torch.tensor([opening + out[i] for i in its], device=device), use_cache=True,
+                    eos_token_id=eos, pad_token_id=pad, **how)[:, len(opening) + went:].tolist()
+                for i, ids in zip(its, said, strict=True):
+                    out[i] += ids[: ids.index(eos)] if eos in ids else ids
+            went += go
+            going = [i for i in going if len(out[i]) == went]
+        return out
 
 
 class DecoderStudent(Student):
@@ -235,6 +223,17 @@ class DecoderStudent(Student):
             mask = packed.apart([_owners(rows[i]) for i in group], width) if several else packed.causal(width)
             batch["rows"].append({"q": own, "k": own, "mask": mask})
         return batch, [b for row in rows for b in row.branches]
+
+    def _continued(self, rows: list[list[int]], opening: list[int], limit: int, most: int,
+                   temperature: float) -> list[list[int]]:
+        def pick(logits: Tensor) -> Tensor:
+            return torch.multinomial((logits.float() / temperature).softmax(-1), 1)[:, 0] if temperature else logits.argmax(-1)
+
+        def read(sources: list[list[int]]) -> Batch:
+            nothing = (Branch([], [self.format.eos_id]),)  # what is predicted behind a source
+            return self.tensors([Encoded(source, nothing) for source in sources])[0]
+
+        return continuations(self.model, [row + opening for row in rows], read, self.format.eos_id, limit, most, pick)
 
 
 def _places(lengths: list[int]) -> list[range]:
@@ -296,8 +295,7 @@ def _together(rows: list[list[int]], most: int, tokens: int) -> Iterator[list[li
         yield batch
 
 
-def _pad(rows: list[list[int]], value: int, left: bool = False) -> Tensor:
-    """[B, T] int64 from lists of different lengths, padded to the longest on the right or the left."""
+def _pad(rows: list[list[int]], value: int) -> Tensor:
+    """[B, T] int64 from lists of different lengths, padded to the longest on the right."""
     width = max(map(len, rows))
-    fill = [[value] * (width - len(row)) for row in rows]
-    return torch.tensor([f + row if left else row + f for f, row in zip(fill, rows, strict=True)])
+    return torch.tensor([row + [value] * (width - len(row)) for row in rows])
