@@ -186,6 +186,14 @@ def studies() -> str:
                 f"{100 * e['dev_accuracy']:.1f} % | {_share(e['accuracy'], e['ci95'])} of {e['n']} | "
                 + (f"{100 * other['difference']:+.1f} ({low:+.1f} to {high:+.1f}) | {other['p']:.2g} ({other['p_holm']:.2g})"
                    if other else "|") + " |")
+        if found.get("elsewhere"):
+            lines += ["", "What it gained by epoch, and what that cost elsewhere; each rule chooses the checkpoint that is "
+                      "best on its dev rows (the tests of the second are those `-ood`):", "",
+                      "| student | method | step | dev | the other task's dev | perplexity of general text | chosen by |",
+                      "|---|---|---|---|---|---|---|"]
+            lines += [f"| {e['student']} | `{e['method']}` | {at['step']} | {100 * at['accuracy']:.1f} % | "
+                      f"{100 * at['ood_accuracy']:.1f} % | {at['general_perplexity']:.1f} | {', '.join(at['chosen_by'])} |"
+                      for e in found["elsewhere"] for at in e["points"]]
         lines.append("")
     if (path := RESULTS / "equal-tokens.json").is_file():
         lines += ["The hybrid that is best by its dev rows against each other method on as many trained tokens, a mentor's "

@@ -211,7 +211,14 @@ ood = "{place}/data"
     assert "mentor" in cell["inputs"] and "general_perplexity" in cell["train"]["dev"][0] and cell["train"]["before"]
     assert {(e["method"], e["test"]) for e in found["entries"]} == {
         *(("kd", test) for test in cell["tests"]), ("finetune", "words"), ("finetune", "other")}
-    assert "## words, tested on other" in (tmp_path / "run" / "study.md").read_text()
+    said = (tmp_path / "run" / "study.md").read_text()
+    assert "## words, tested on other" in said
+    # What it cost elsewhere, beside the untrained student; the epoch that each rule chose is told.
+    mentor, other = found["elsewhere"]
+    assert [point["step"] for point in other["points"]] == [0, cell["train"]["dev"][0]["step"]]
+    assert [point["chosen_by"] for point in other["points"]] == [[], ["own dev rows", "the other task's"]]
+    assert "ood_accuracy" not in mentor["points"][0] and mentor["points"][1]["chosen_by"] == ["own dev rows"]
+    assert f"| {other['points'][1]['general_perplexity']:.1f} | own dev rows, the other task's |" in said
     # The mentor's weights were kept until they were not needed any more.
     assert not list((tmp_path / "run" / "cells").glob("*/train/student*"))
 

@@ -51,7 +51,9 @@ def summary(study: Study, planned: list[Cell], results: dict[str, dict[str, Any]
         "done": len(done), "failed": failed, "commits": sorted({str(r["commit"]) for r in done}),
         "groups": {r["config"]["axes"]["data"]: r["groups"] for r in done if r["groups"]},
         "seconds": round(sum(r["seconds"] for r in done), 1), "entries": entries, "curves": _curves(entries),
-        "bars": [_bars(block) for block in blocks.values() if len(block) > 1], "theirs": study.theirs}
+        "bars": [_bars(block) for block in blocks.values() if len(block) > 1],
+        "elsewhere": [_elsewhere(cell, results[cell.name]["train"]) for cell in planned
+                      if cell.name in results and results[cell.name]["train"].get("before")], "theirs": study.theirs}
 
 
 def _grouped(planned: list[Cell]) -> dict[tuple[Any, ...], list[Cell]]:
@@ -130,6 +132,17 @@ def _bars(block: list[dict[str, Any]]) -> dict[str, Any]:
          "difference_ci95": entry["against"] and entry["against"]["ci95"]} for entry in block]}
 
 
+def _elsewhere(cell: Cell, made: dict[str, Any]) -> dict[str, Any]:
+    """What a cell's training gained on its own dev rows and cost elsewhere, epoch by epoch, and which epoch each rule chose."""
+    def best(name: str) -> int | None:
+        return max(made["dev"], key=lambda e: (e[name], e["step"]))["step"] if name in made["dev"][0] else None
+
+    chosen = {"own dev rows": best("accuracy"), "the other task's": best("ood_accuracy")}
+    return {"cell": cell.name, **{axis: getattr(cell, axis) for axis in _ENTRY}, "points": [
+        {**point, "chosen_by": [rule for rule, step in chosen.items() if step == point["step"]]}
+        for point in ({"step": 0, **made["before"]}, *made["dev"])]}
+
+
 def markdown(found: dict[str, Any]) -> str:
     """The summary as Markdown tables, one a test set, the papers' own numbers below ours."""
     lines = [f"# {found['title']}", ""]
@@ -152,6 +165,9 @@ def markdown(found: dict[str, Any]) -> str:
         lines += ["## The papers' numbers on what was not measured here", ""]
         lines += _table([{"data": t["data"] + (f", tested on {t['test']}" if "test" in t else ""), **_their_row(t)}
                          for t in left]) + [""]
+    if found["elsewhere"]:
+        lines += ["## What the training gained, and what it cost elsewhere", ""]
+        lines += _table([_point(e, point) for e in found["elsewhere"] for point in e["points"]]) + [""]
     lines += ["Accuracy with 95 % intervals (rows of one group drawn together), SE over folds or seeds. The difference is by "
               "paired bootstrap; p is the larger of its and McNemar's (of other seeds the bootstrap's), by Holm for all "
               "comparisons of the table. Bold: better "
@@ -172,6 +188,16 @@ def _row(e: dict[str, Any]) -> dict[str, str]:
         "behind highest (p, Holm)": f"{100 * behind['difference']:.1f} ({behind['p_holm']:.2g})" if behind else "",
         "dev": f"{100 * e['dev_accuracy']:.1f} %", "tokens": f"{e['tokens']:,}", "minutes": f"{e['seconds'] / 60:.1f}",
         "cells": f"{e['cells']} of {e['planned']}" if e["cells"] < e["planned"] else ""}
+
+
+def _point(e: dict[str, Any], point: dict[str, Any]) -> dict[str, str]:
+    def percent(name: str) -> str:
+        return f"{100 * point[name]:.1f} %" if name in point else ""
+
+    return {"data": e["data"], "student": e["student"], **_what(e), "step": str(point["step"]), "dev": percent("accuracy"),
+            "the other task's dev": percent("ood_accuracy"), "perplexity of general text":
+                f"{point['general_perplexity']:.1f}" if "general_perplexity" in point else "",
+            "chosen by": ", ".join(point["chosen_by"])}
 
 
 def _their_row(t: dict[str, Any]) -> dict[str, str]:
