@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import statistics
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,13 @@ def train() -> str:
         gpu, measured = memory["machine"]["gpu"], len(memory["configurations"])
         lines[-1] += (f" On an {gpu} {measured} of {memory['planned']} were measured, all within "
                       f"{100 * memory['largest_error']:.0f} % ([result](benchmarks/results/train-memory-cuda.json)).")
+    if (RESULTS / "answers-speed.json").is_file():
+        made = _read("answers-speed.json")
+        lines += ["", f"Its dev rows are answered {made['together']} side by side, who has ended making room: "
+                  f"{made['questions']} of GSM8K's questions, {made['tokens']:,} tokens by {made['parameters'] / 1e6:.0f} M "
+                  f"parameters, take {statistics.median(made['seconds']['own']):.0f} s on {made['machine']['cores']} cores, "
+                  f"**{made['times_as_fast']:.1f} times as fast** as transformers' padded batches, the same tokens "
+                  "([script](benchmarks/answers_speed.py), [result](benchmarks/results/answers-speed.json))."]
     if (RESULTS / "align-mass.json").is_file():
         aligned = _read("align-mass.json")
         lines += ["", f"How much of {aligned['teacher']}'s probability on {aligned['samples']} rationales reaches a student "

@@ -1,7 +1,7 @@
 """Continuations of many rows at once by a Llama-family student, over the forward pass of training.
 
 A row that has ended makes room for the next one, so a batch does not take as long as its longest row: of GSM8K's questions to
-a student of 135M a few never end, and filled up with padding they took ten minutes for 184 (benchmarks/LOG.md). Keys and
+a student of 135M a few never end, and with padded batches 184 took six minutes (benchmarks/LOG.md). Keys and
 values lie in one tensor a layer, in which each row has a place and a length of its own; nothing is padded but attention.
 """
 
@@ -99,7 +99,7 @@ class _Cache:
 
     def read(self, batch: Batch, count: int) -> Tensor:
         """[count, d], the states before the head behind the rows in `batch`, for which `keep` made room behind the others."""
-        ends = batch["at"].tolist()
+        ends, batch = batch["at"].tolist(), self._there(batch)
         lengths = torch.tensor([end - before for end, before in zip(ends, [-1, *ends], strict=False)])
         at = torch.arange(len(self.lengths) - count, len(self.lengths)).repeat_interleave(lengths)
         return self._passed(batch, at, lambda q, k, v, _, scale: packed.attend(q, k, v, batch["rows"], scale))
@@ -121,7 +121,7 @@ class _Cache:
 
     def _passed(self, batch: Batch, at: Tensor, look: Callable[[Tensor, Tensor, Tensor, int, float], Tensor]) -> Tensor:
         """A forward pass over tokens of the rows `at`, each layer's keys and values of which are put in their places."""
-        batch = packed.mapped(batch, lambda tensor: tensor.to(self.model.device))
+        batch = self._there(batch)
         places = at.to(self.model.device), slice(None), batch["places"]
 
         def kept(layer: int, q: Tensor, k: Tensor, v: Tensor, scale: float, _: float) -> Tensor:
@@ -130,3 +130,6 @@ class _Cache:
             return look(q, k, v, layer, scale)
 
         return stacks.llama(self.model, batch, self.weights, look=kept)
+
+    def _there(self, batch: Batch) -> Batch:
+        return packed.mapped(batch, lambda tensor: tensor.to(self.model.device))
