@@ -45,7 +45,9 @@ def theirs(student: Student) -> list[list[int]]:
     return out
 
 
-@pytest.mark.parametrize(("family", "more"), [("llama", {}), ("llama", {"tied": False}), ("qwen2", {}), ("mistral", {})])
+@pytest.mark.parametrize(("family", "more"), [
+    ("llama", {}), ("llama", {"tied": False}), ("qwen2", {}), ("mistral", {}), ("mistral", {"sliding_window": 8}),
+    ("qwen2", {"use_sliding_window": True, "max_window_layers": 1, "sliding_window": 8})])
 @pytest.mark.parametrize("most", [1, 3, 4, 64])
 def test_the_same_tokens_as_transformers_whoever_goes_beside(family: str, more: dict, most: int, monkeypatch) -> None:
     student = talkative(family, **more)

@@ -23,13 +23,14 @@ from edgedistill.errors import UsageError
 from edgedistill.export.graph import DOMAIN, MASKED, Graph, Rows, Weights
 from edgedistill.export.linear import Linear
 from edgedistill.train import reparam
+from edgedistill.train.stacks import window
 
 
 def write(model: Any, folder: Path, linear: Linear, weights: Weights, max_length: int) -> dict[str, Any]:
     """Writes `model.onnx` for sequences of up to `max_length` tokens; returns what the engine must know of it."""
     config, state = model.config, _state(model)
     heads, kv, size = _heads(config)
-    windows = [width for i in range(config.num_hidden_layers) if (width := _window(config, i)) and width < max_length]
+    windows = [width for i in range(config.num_hidden_layers) if (width := window(config, i)) and width < max_length]
     if windows:
         raise UsageError(f"export: this {config.model_type} model looks back {windows[0]} tokens only, its texts have up to "
                          f"{max_length}; give --layout optimum")
@@ -78,7 +79,7 @@ def write_optimum(model: Any, folder: Path, linear: Linear, weights: Weights) ->
     bias = g.node("Expand", [g.node("Unsqueeze", [hidden, g.constant([1, 2])]),
                              g.node("Concat", [g.constant([1, 1]), texts.length, total], axis=0)])
     windows = {None: bias}  # by width; GroupQueryAttention's own is another in onnxruntime 1.23.2 than in 1.32
-    for width in {_window(config, i) for i in range(config.num_hidden_layers)} - {None}:
+    for width in {window(config, i) for i in range(config.num_hidden_layers)} - {None}:
         near = g.node("Greater", [g.distances(g.node("Sub", [total, texts.length]), texts.length), g.constant(-width)])
         windows[width] = g.node("Where", [near, bias, g.constant(MASKED, np.float32)])
     total = g.node("Cast", [total], to=6)
@@ -96,7 +97,7 @@ def write_optimum(model: Any, folder: Path, linear: Linear, weights: Weights) ->
         return texts.together(g.node(
             "GroupQueryAttention",
             [q, k, v, f"past_key_values.{i}.key", f"past_key_values.{i}.value", last, total, "", "", "",
-             windows[_window(config, i)]],
+             windows[window(config, i)]],
             [f"attention_{i}", f"present.{i}.key", f"present.{i}.value"], DOMAIN, num_heads=heads, kv_num_heads=kv,
             scale=size ** -0.5)[0])
 
@@ -117,12 +118,6 @@ def _heads(config: Any) -> tuple[int, int, int]:
     """(query heads, key-value heads, head size)."""
     heads = config.num_attention_heads
     return heads, config.num_key_value_heads, getattr(config, "head_dim", None) or config.hidden_size // heads
-
-
-def _window(config: Any, i: int) -> int | None:
-    """How many tokens layer i looks back, itself among them; None for all."""
-    kinds = getattr(config, "layer_types", None)
-    return getattr(config, "sliding_window", None) if not kinds or kinds[i] == "sliding_attention" else None
 
 
 def _layers(g: Graph, config: Any, state: dict[str, np.ndarray], linear: Linear, ids: str,

@@ -102,7 +102,8 @@ class _Cache:
         ends, batch = batch["at"].tolist(), self._there(batch)
         lengths = torch.tensor([end - before for end, before in zip(ends, [-1, *ends], strict=False)])
         at = torch.arange(len(self.lengths) - count, len(self.lengths)).repeat_interleave(lengths)
-        return self._passed(batch, at, lambda q, k, v, _, scale: packed.attend(q, k, v, batch["rows"], scale))
+        return self._passed(batch, at, lambda q, k, v, layer, scale: packed.attend(
+            q, k, v, packed.near(batch["rows"], self._window(layer)), scale))
 
     def step(self, last: list[int]) -> Tensor:
         """[B, d], the states before the head behind one token more of each row."""
@@ -110,11 +111,14 @@ class _Cache:
         self.lengths = places + 1
         width = int(self.lengths.max())
         mask = packed.seen(self.lengths.tolist(), width).to(self.model.device)
+        back = (self.lengths[:, None] - torch.arange(width))[:, None, None].to(self.model.device)  # 1 for the token itself
 
         def look(q: Tensor, _: Tensor, __: Tensor, layer: int, scale: float) -> Tensor:
             keys, values = (each[:, :, :width] for each in self.layers[layer])  # [B, Hk, T, size]
             q = q.view(len(q), keys.shape[1], -1, q.shape[2])                   # query heads of one key head lie together
             scores = (q @ keys.transpose(2, 3)).float().mul_(scale).add_(mask)
+            if (window := self._window(layer)) and window < width:
+                scores.masked_fill_(back > window, -torch.inf)
             return (scores.softmax(-1).to(q.dtype) @ values).flatten(1)
 
         return self._passed({"ids": torch.tensor(last), "places": places, "at": at}, at, look)
@@ -133,3 +137,6 @@ class _Cache:
 
     def _there(self, batch: Batch) -> Batch:
         return packed.mapped(batch, lambda tensor: tensor.to(self.model.device))
+
+    def _window(self, layer: int) -> int | None:
+        return stacks.window(self.model.config, layer)

@@ -74,6 +74,12 @@ def apart(owners: Sequence[Sequence[int]], width: int) -> Tensor:
     return _hidden(~(sees & torch.ones(width, width, dtype=torch.bool).tril()))[:, None]
 
 
+def near(groups: list[Batch], window: int | None) -> list[Batch]:
+    """The groups, of one sequence a row, in which a token sees no further back than `window` tokens, itself among them."""
+    return [group if not window or (width := group["mask"].shape[-1]) <= window else {**group, "mask": group["mask"] + _hidden(
+        torch.ones(width, width, dtype=torch.bool).tril(-window)).to(group["mask"].device)} for group in groups]
+
+
 def mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
     """A batch with each of its tensors changed."""
     if isinstance(batch, dict):

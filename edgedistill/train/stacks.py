@@ -127,6 +127,12 @@ def _run(block: Any, forward: Callable[..., Tensor], *given: Tensor) -> Tensor:
     return forward(*given)
 
 
+def window(config: Any, i: int) -> int | None:
+    """How many tokens layer i looks back, itself among them; None for all. Training looks back at all of them."""
+    kinds = getattr(config, "layer_types", None)
+    return getattr(config, "sliding_window", None) if not kinds or kinds[i] == "sliding_attention" else None
+
+
 def supported(config: Any) -> bool:
     """Whether a model's activation is one that these passes know."""
     return (config.dense_act_fn if hasattr(config, "d_ff") else config.hidden_act) in ACTIVATIONS
