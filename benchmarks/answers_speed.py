@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 
 from edgedistill import defaults, machine, runs
+from edgedistill.errors import Error
 from edgedistill.tasks import data as rows_
 from edgedistill.tasks.task import Task
 from edgedistill.train.students import DecoderStudent, load
@@ -76,4 +77,7 @@ def theirs(student: DecoderStudent, texts: list[str], together: int) -> list[lis
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except Error as error:
+        raise SystemExit(f"answers_speed: {error}") from None

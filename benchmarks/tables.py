@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edgedistill.report.board import board as table_of
+from edgedistill.study.summary import elsewhere
 from edgedistill.tasks.metrics import paired
 
 ROOT = Path(__file__).parent.parent
@@ -197,11 +198,7 @@ def studies() -> str:
         if found.get("elsewhere"):
             lines += ["", "What it gained by epoch, and what that cost elsewhere; each rule chooses the checkpoint that is "
                       "best on its dev rows (the tests of the second are those `-ood`):", "",
-                      "| student | method | step | dev | the other task's dev | perplexity of general text | chosen by |",
-                      "|---|---|---|---|---|---|---|"]
-            lines += [f"| {e['student']} | `{e['method']}` | {at['step']} | {100 * at['accuracy']:.1f} % | "
-                      f"{100 * at['ood_accuracy']:.1f} % | {at['general_perplexity']:.1f} | {', '.join(at['chosen_by'])} |"
-                      for e in found["elsewhere"] for at in e["points"]]
+                      *elsewhere(found)]
         lines.append("")
     if (path := RESULTS / "equal-tokens.json").is_file():
         lines += ["The hybrid that is best by its dev rows against each other method on as many trained tokens, a mentor's "

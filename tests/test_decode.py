@@ -35,14 +35,7 @@ def talkative(family: str = "llama", **more) -> Student:
 
 def theirs(student: Student) -> list[list[int]]:
     """What transformers' generate says to each question alone."""
-    out, eos = [], student.format.eos_id
-    for text in ASKED:
-        ids = student.format.encode_source(student.rust, text, "label") + student.format.opening(student.rust, "label")
-        said = student.model.generate(input_ids=torch.tensor([ids]), attention_mask=torch.ones(1, len(ids), dtype=torch.long),
-                                      max_new_tokens=LIMIT, do_sample=False, eos_token_id=eos, pad_token_id=eos)
-        said = said[0, len(ids):].tolist()
-        out.append(said[: said.index(eos)] if eos in said else said)
-    return out
+    return [tiny_students.theirs(student, text, LIMIT) for text in ASKED]
 
 
 @pytest.mark.parametrize(("family", "more"), [

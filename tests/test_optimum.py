@@ -121,25 +121,12 @@ def test_quantised_graphs_give_the_tokens_of_the_edge_layout(case, students, fol
     assert gates.agreement(*found) == 1.0
 
 
-def theirs(student: Any, text: str, beams: int) -> list[int]:
-    """What transformers' generate says by `beams` in PyTorch."""
-    form = student.format
-    source, opening = form.encode_source(student.rust, text, "label"), form.opening(student.rust, "label")
-    seq2seq = student.family == "t5"
-    first = {"decoder_input_ids": torch.tensor([opening])} if seq2seq else {}
-    ids = torch.tensor([source if seq2seq else source + opening])
-    out = student.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), num_beams=beams, do_sample=False,
-                                 max_new_tokens=form.max_new_tokens("label"), eos_token_id=form.eos_id,
-                                 pad_token_id=form.pad_id, **first)[0, len(opening) if seq2seq else ids.shape[1]:].tolist()
-    return out[: out.index(form.eos_id)] if form.eos_id in out else out
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_optimum_gives_torchs_greedy_and_beam_tokens(family: str, students, peers) -> None:
     student, found = students[family], peers["ask"][f"{family}-fp32-portable"]
     expected = student.generate(QUESTIONS)
     assert found["alone"] == expected[:2] and found["together"] == found["bound"] == expected
-    assert found["beams"] == [theirs(student, text, 3) for text in QUESTIONS]
+    assert found["beams"] == [tiny_students.theirs(student, text, beams=3) for text in QUESTIONS]
 
 
 @pytest.mark.parametrize("case", QUANTISED, ids="-".join)

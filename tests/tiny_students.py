@@ -123,6 +123,19 @@ def decoder(family: str = "llama", tied: bool = True, task: Task | None = TASK, 
     return student
 
 
+def theirs(student: Student, text: str, limit: int | None = None, beams: int = 1) -> list[int]:
+    """What transformers' own generate says, one question at a time."""
+    form = student.format
+    source, opening = form.encode_source(student.rust, text, "label"), form.opening(student.rust, "label")
+    seq2seq = student.family == "t5"
+    first = {"decoder_input_ids": torch.tensor([opening])} if seq2seq else {}
+    ids = torch.tensor([source if seq2seq else source + opening])
+    out = student.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), num_beams=beams, do_sample=False,
+                                 max_new_tokens=limit or form.max_new_tokens("label"), eos_token_id=form.eos_id,
+                                 pad_token_id=form.pad_id, **first)[0, len(opening) if seq2seq else ids.shape[1]:].tolist()
+    return out[: out.index(form.eos_id)] if form.eos_id in out else out
+
+
 def problems(n: int) -> list[Question]:
     """Built-in problems as questions with labels only."""
     return [Question(row["id"], row["input"], row["label"], ((Target("label", row["label"]),),))

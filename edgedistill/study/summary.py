@@ -167,7 +167,7 @@ def markdown(found: dict[str, Any]) -> str:
                          for t in left]) + [""]
     if found["elsewhere"]:
         lines += ["## What the training gained, and what it cost elsewhere", ""]
-        lines += _table([_point(e, point) for e in found["elsewhere"] for point in e["points"]]) + [""]
+        lines += [*elsewhere(found), ""]
     lines += ["Accuracy with 95 % intervals (rows of one group drawn together), SE over folds or seeds. The difference is by "
               "paired bootstrap; p is the larger of its and McNemar's (of other seeds the bootstrap's), by Holm for all "
               "comparisons of the table. Bold: better "
@@ -188,6 +188,11 @@ def _row(e: dict[str, Any]) -> dict[str, str]:
         "behind highest (p, Holm)": f"{100 * behind['difference']:.1f} ({behind['p_holm']:.2g})" if behind else "",
         "dev": f"{100 * e['dev_accuracy']:.1f} %", "tokens": f"{e['tokens']:,}", "minutes": f"{e['seconds'] / 60:.1f}",
         "cells": f"{e['cells']} of {e['planned']}" if e["cells"] < e["planned"] else ""}
+
+
+def elsewhere(found: dict[str, Any]) -> list[str]:
+    """The lines of a table: each epoch's dev accuracies and perplexity, and which rule chose it."""
+    return _table([_point(e, point) for e in found["elsewhere"] for point in e["points"]])
 
 
 def _point(e: dict[str, Any], point: dict[str, Any]) -> dict[str, str]:
