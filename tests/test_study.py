@@ -555,6 +555,16 @@ def test_a_carved_or_trimmed_student_is_made_once_for_all_methods(tmp_path: Path
     assert weights.stat().st_mtime_ns == before and weights.stat().st_size < (tmp_path / "tiny" / weights.name).stat().st_size
 
 
+@pytest.mark.parametrize("rationales", [True, False])
+def test_a_students_pieces_are_of_rationales_that_some_cell_learns(rationales: bool, tmp_path: Path, monkeypatch) -> None:
+    material, planned = material_of(tmp_path, 'column = {rationale = "why", stated = "said"}',
+                                    f"[settings]\nrationales = {str(rationales).lower()}")
+    seen: list[str] = []
+    monkeypatch.setattr("edgedistill.train.initial.shared", lambda place, folder, task, texts, **_: seen.extend(texts()))
+    material.student(planned[0])
+    assert all((row["why"] in seen) == rationales for row in rows("train", 40))
+
+
 # The study file
 
 

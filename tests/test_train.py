@@ -94,6 +94,22 @@ def test_step_by_step_is_alpha_label_plus_the_rest_rationale(family: str, shared
     assert torch.allclose(loss, 0.3 * label + 0.7 * rationale, atol=1e-5)
 
 
+@pytest.mark.parametrize("weighting", ["token", "sequence"])
+def test_a_question_counts_by_its_weight_with_fresh_numbers_too(weighting: str) -> None:
+    student, weights = student_of("llama", False), (1.0, 0.25, 0.6)
+    made = [replace(q, slots=q.slots[:1], weight=weight) for q, weight in zip(asked(), weights, strict=True)]
+    for resample in (0.0, 1.0):
+        batch = batcher_of(student, made, weighting=weighting, resample=resample)([0, 1, 2])
+        micro, = batch["micro"]
+        units = [micro["unit"][micro["example"] == n] for n in micro["example"].unique()]
+        assert sorted(float(its[0]) * (len(its) if weighting == "sequence" else 1) for its in units) == pytest.approx(
+            sorted(weights)) and all(len(set(its.tolist())) == 1 for its in units)
+        assert batch["counts"][0] == pytest.approx(float(micro["unit"].sum()))
+    loss, _ = loss_of(student, batcher_of(student, made, weighting="sequence")([0, 1, 2]), Loss(alpha=1.0))
+    each = torch.stack([by_hand(student, q, q.slots[0][0]).mean() for q in made])
+    assert torch.allclose(loss, (each * torch.tensor(weights)).sum() / sum(weights), atol=1e-5)
+
+
 @pytest.mark.parametrize(("family", "shared"), FORMS)
 @pytest.mark.parametrize("batch_tokens", [10_000, 60, 1])
 def test_gradients_are_those_of_two_passes_whatever_the_micro_batches(family: str, shared: bool, batch_tokens: int) -> None:
@@ -320,13 +336,24 @@ def test_without_gold_the_vote_decides_and_only_its_rationales_are_kept() -> Non
     row = Row("1", "a")
     entries = [{"id": "1", "answer": answer, "rationale": answer, "verdict": "unlabelled"}
                for answer in ("( 1 + 1 )", "( 3 + 0 )", "( 1 + 2 )")]
-    assert vote(TASK, row, entries) == "( 3 + 0 )"
+    assert vote(TASK, row, entries) == ("( 3 + 0 )", 2 / 3)
     made = questions("step-by-step", TASK, [row], entries)
     assert shown(made) == [("( 3 + 0 )", ("( 3 + 0 )", "( 1 + 2 )"))]
     # Nor do samples that were told the label, or texts that the teacher only scored, have a voice.
     told = [{"id": "1", "answer": "( 9 + 9 )", "verdict": "verified", **mark} for mark in (
         {"hint": True}, {"finish_reason": "scored"}, {"hint": True, "finish_reason": "stop"})]
-    assert vote(TASK, row, [*told, *entries]) == "( 3 + 0 )"
+    assert vote(TASK, row, [*told, *entries]) == ("( 3 + 0 )", 2 / 3)
+
+
+def test_the_hybrid_counts_a_voted_answer_by_the_share_of_the_samples_that_agree() -> None:
+    rows = [Row("1", "a", "( 4 + 4 )"), Row("2", "b"), Row("3", "c")]
+    entries = [{"id": "2", "answer": answer, "rationale": "r", "verdict": verdict} for answer, verdict in (
+        ("( 1 + 1 )", "unlabelled"), ("( 0 + 2 )", "duplicate"), ("( 1 + 2 )", "unlabelled"), (None, "truncated"))]
+    entries += [{"id": "1", "answer": "( 4 + 3 )", "rationale": "r", "verdict": "wrong"},
+                {"id": "3", "answer": None, "rationale": None, "verdict": "unparsed"}]
+    assert [(q.id, q.label, q.weight) for q in questions("hybrid", TASK, rows, entries)] == [
+        ("1", "( 4 + 4 )", 1.0), ("2", "( 1 + 1 )", 0.5)]
+    assert {q.weight for q in questions("step-by-step", TASK, rows, entries)} == {1.0}
 
 
 def test_single_task_is_the_rationale_and_then_the_answer() -> None:

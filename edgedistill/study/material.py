@@ -16,7 +16,7 @@ from typing import Any
 
 from edgedistill import machine, runs
 from edgedistill.errors import UsageError
-from edgedistill.study.grid import Cell
+from edgedistill.study.grid import Cell, cells
 from edgedistill.study.rows import Rows
 from edgedistill.study.spec import Study, place
 from edgedistill.tasks import data as rows_
@@ -99,20 +99,24 @@ class Material:
 
     def student(self, cell: Cell) -> str:
         """What `train` takes: the student's place, or the folder of the carved or trimmed one, which all cells on these rows
-        share. Its pieces are those of the training and dev rows and of all their rationales."""
+        share. Its pieces are those of the training and dev rows, of their teachers' answers, and of the rationales that some
+        cell learns."""
         from edgedistill.train.initial import shared
 
         card = self.study.students[cell.student]
 
         def texts() -> list[str]:
             found, task = [], self.rows.pool(cell.data).task
+            told = {other.teacher for other in cells(self.study) if other.data == cell.data and self.study.settings_of(
+                other.data, other.student, other.method).get("rationales", True)}
             for teacher in [None, *(name for name, per_data in self.study.teachers.items() if cell.data in per_data)]:
                 whole = replace(cell, fraction=1.0, labels=1.0, teacher=teacher)
                 splits = self.rows.splits(whole)
                 for row in [*splits["train"], *splits["dev"]]:
                     label = task.label(row)
                     found += [task.question(row), *([label.text] if label else [])]
-                found += [text for entry in self.corpus(whole) for text in (entry["rationale"], entry["answer"]) if text]
+                found += [text for entry in self.corpus(whole)
+                          for text in (entry["rationale"] if teacher in told else None, entry["answer"]) if text]
             return list(dict.fromkeys(found))
 
         return shared(place(card.student), self.folder / "students" / _student(cell), self.rows.pool(cell.data).task, texts,

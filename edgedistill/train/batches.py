@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -31,9 +32,9 @@ class Batcher:
     its targets have fresh numbers, in each epoch others.
 
     Each micro-batch holds what `Student.hidden` wants and for its N target tokens: `targets`, `part`, `unit` (what a token
-    weighs against others of its part: 1, or 1 / length of its target under `weighting` "sequence"), `example` (its
-    target), `pairs` (label and rationale of one question) and, where there are any, `soft_ids`, `soft_probs` [N, K] and
-    `mentor` [N, sum of e]. `counts` is the sum of the units of this process's share, `cut` the `batch_tokens` it was cut by.
+    weighs against others of its part: its question's weight, under `weighting` "sequence" by the length of its target),
+    `example` (its target), `pairs` (label and rationale of one question) and, where there are any, `soft_ids`, `soft_probs`
+    [N, K] and `mentor` [N, sum of e]. `counts` is the sum of the units of this process's share, `cut` the `batch_tokens` it was cut by.
 
     `mentors` are asked once for all targets as they stand, and in each step for those with fresh numbers, in the dtype of
     the training; of several the states lie side by side.
@@ -47,7 +48,7 @@ class Batcher:
         self.batch_size, self.rank, self.processes = batch_size, rank, processes
         self.resample, self.epoch = resample, 0
         self.templates = [_template(q) if resample else None for q in questions]
-        self.ids = [q.id for q in questions]
+        self.ids, self.weights = [q.id for q in questions], [q.weight for q in questions]
         self.slots = [[[(t.share, encode(student, q, t, soft)) for t in slot] for slot in q.slots] for q in questions]
         self.mentor: dict[int, Tensor] = {}  # of the standing targets
         self.asking = list(mentors) if resample else []  # kept for what is drawn later
@@ -114,7 +115,7 @@ class Batcher:
         targets = [Target("label", drawn.label)]
         if told:
             targets.append(Target("rationale", told[self._which(i, 1, [1.0] * len(told))]))
-        rows = [self.student.encode(drawn.question, target.text, target.part) for target in targets]
+        rows = [self.student.encode(drawn.question, target.text, target.part, weight=self.weights[i]) for target in targets]
         if self.asking:
             self._asked += [(drawn.question, target, row.branches[0]) for target, row in zip(targets, rows, strict=True)]
         return rows
@@ -146,7 +147,7 @@ class Batcher:
         place = {id(branch): n for n, branch in enumerate(order)}
         batch["targets"] = torch.tensor([token for branch in order for token in branch.target])
         batch["part"] = torch.tensor([b.part for b in order]).repeat_interleave(torch.tensor(lengths))
-        units = [1.0 if self.weighting == "token" else 1 / n for n in lengths]
+        units = [b.weight if self.weighting == "token" else b.weight / n for b, n in zip(order, lengths, strict=True)]
         batch["unit"] = torch.tensor(units).repeat_interleave(torch.tensor(lengths))
         batch["example"] = torch.arange(len(order)).repeat_interleave(torch.tensor(lengths))
         batch["pairs"] = torch.tensor([[place[id(b)] for b in row.branches] for row in rows if len(row.branches) == 2],
@@ -166,12 +167,12 @@ def _template(question: Question) -> Template | None:
 
 def encode(student: Student, question: Question, target: Target, soft: dict[tuple[str, int], Any] | None = None) -> Encoded:
     """A target of a question as token ids; with the teacher's distributions where `soft` (id, sample) has them."""
-    row = student.encode(question.text, target.text, target.part, target.source)
+    row = student.encode(question.text, target.text, target.part, target.source, question.weight)
     found = (soft or {}).get((question.id, target.sample)) if target.sample is not None else None
     if found is None:
         return row
     branch = row.branches[0]
-    return Encoded(row.source, (Branch(branch.opening, branch.target, branch.part, found(target.text, branch.target)),))
+    return Encoded(row.source, (replace(branch, soft=found(target.text, branch.target)),))
 
 
 def _sparse(order: list[Branch], width: int) -> tuple[Tensor, Tensor]:

@@ -140,6 +140,10 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     if batcher.resample:
         say(f"  numbers   fresh ones for {batcher.resample:.0%} of the draws of {len(fresh)} questions, {told} of them with a "
             f"rationale{_example(fresh)}")
+    split = [q.weight for q in job.questions if q.weight < 1]
+    if split:
+        say(f"  votes     of {len(split)} questions the teacher's samples disagree: the answer that most come to counts as "
+            f"their share, {sum(split) / len(split):.0%} on average")
     for line in lint.lines():
         say(line)
     say(f"  steps     {steps} of {config['batch_size']} questions ({epochs:.3g} epochs), "
@@ -198,6 +202,7 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
         "peak_memory_mb": round(torch.cuda.max_memory_allocated() / 1e6, 1) if cuda else machine.peak_rss_mb(),
         "dev": measured, "before": before, "best_dev_accuracy": best["accuracy"], "losses": losses,
         **({"resampled": {"share": batcher.resample, "questions": len(fresh), "with_rationale": told}} if fresh else {}),
+        **({"disagreed": {"questions": len(split), "mean_share": round(sum(split) / len(split), 4)}} if split else {}),
         **({"rounds": job.rounds} if job.rounds else {}),
         "lint": lint.to_dict(), "seconds": stage.seconds()}
     if config["method"] == "reparam":

@@ -11,7 +11,8 @@
 | reparam | as step-by-step's (what differs is the model) | - |
 | hybrid | as step-by-step's, with fresh numbers (resample.py) or of the student's own (selftrain.py) | as step-by-step's |
 
-hybrid may have the questions in other words too (reworded.py), with labels alone.
+hybrid may have the questions in other words too (reworded.py), with labels alone. Where there is no label, what is made of the
+teacher's answer counts in it as much as the teacher is of one mind: the share of its samples that come to that answer.
 """
 
 from __future__ import annotations
@@ -52,12 +53,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Question:
-    """One question. Of each slot a step draws one target; `label` is the answer that the question is to have."""
+    """One question. Of each slot a step draws one target; `label` is the answer that the question is to have, and `weight` how
+    often its tokens count."""
 
     id: str
     text: str
     label: str
     slots: tuple[tuple[Target, ...], ...]
+    weight: float = 1.0
 
     def targets(self) -> list[Target]:
         return [target for slot in self.slots for target in slot]
@@ -83,11 +86,11 @@ def questions(method: str, task: Task, rows: list[Row], corpus: list[dict[str, A
     for row in rows:
         gold = task.label(row)
         if gold and method != "seq-kd":
-            label: str | None = gold.text
-        else:
-            label = None if method == "finetune" else vote(task, row, taught[row.id])
-        if label is None:
+            label, sure = gold.text, 1.0
+        elif method == "finetune" or not (voted := vote(task, row, taught[row.id])):
             continue
+        else:
+            label, sure = voted
         trusted = _trusted(task, row, taught[row.id], label) if method not in (*GOLD_ONLY, "seq-kd") else []
         slots: tuple[tuple[Target, ...], ...] = ((Target("label", label),),)
         if method in TWO_TASKS and trusted and rationales:
@@ -96,8 +99,9 @@ def questions(method: str, task: Task, rows: list[Row], corpus: list[dict[str, A
             answer = f"{task.answer_lead} {label}"
             slots = (tuple(Target("label", f"{text} {answer}", sample) for sample, text in trusted)
                      or (Target("label", answer),),)
-        made.append(Question(row.id, task.question(row), label, slots))
-        made += [Question(f"{row.id}-reworded-{n}", text, label, ((Target("label", label),),))
+        weight = sure if method == "hybrid" else 1.0
+        made.append(Question(row.id, task.question(row), label, slots, weight))
+        made += [Question(f"{row.id}-reworded-{n}", text, label, ((Target("label", label),),), weight)
                  for n, text in enumerate(reworded.texts(task, row, label, (other_words or {}).get(row.id, ())), 1)]
     if not made:
         raise UsageError(f"--method {method}: no question has a target; "
@@ -157,13 +161,15 @@ def _source(question: Question, prefix: str | None, shown: list[Question], task:
     return "".join(told) + lead + question.text
 
 
-def vote(task: Task, row: Row, entries: list[dict[str, Any]]) -> str | None:
-    """The teacher's answer to a row: the most frequent value over its samples, the earliest among equals.
+def vote(task: Task, row: Row, entries: list[dict[str, Any]]) -> tuple[str, float] | None:
+    """(the teacher's answer to a row, the share of its samples that come to it): the most frequent value, the earliest among
+    equals. A sample without an answer agrees with none.
 
     Samples that were told the label are left out, given rationales that state no answer of their own among them.
     """
     told = () if row.stated else ("scored", "given")
-    answers = [task.parse(entry["answer"], row.choices) for entry in entries if entry["answer"] and not entry.get("hint")
+    answers = [entry["answer"] and task.parse(entry["answer"], row.choices) for entry in entries if not entry.get("hint")
                and entry.get("finish_reason") not in told]
     best = majority([answer.value for answer in answers if answer])
-    return next((answer.text for answer in answers if answer and answer.value == best), None)
+    agreed = [answer.text for answer in answers if answer and answer.value == best]
+    return (agreed[0], len(agreed) / len(answers)) if agreed else None

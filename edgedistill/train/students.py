@@ -38,12 +38,14 @@ class Branch:
     """One target of a source: `opening` stands before it and carries no loss, `target` ends with EOS.
 
     `part` is an index into PREFIXES. `soft` is the teacher's distribution for each target token: ids [T, K], probs [T, K].
+    Each of its tokens counts `weight` times.
     """
 
     opening: list[int]
     target: list[int]
     part: int = 0
     soft: tuple[Any, Any] | None = None
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.opening) + len(self.target) - 1  # the last target token is never an input
@@ -90,10 +92,10 @@ class Student(ABC):
         """The weight [V, d] that makes logits of `hidden`."""
         return self.model.get_output_embeddings().weight
 
-    def encode(self, text: str, target: str, part: str, source: str | None = None) -> Encoded:
+    def encode(self, text: str, target: str, part: str, source: str | None = None, weight: float = 1.0) -> Encoded:
         """One training example as token ids; `source` is read instead of `text` with its prefix."""
         branch = Branch(self.format.opening(self.rust, part), self.format.encode_target(self.rust, target, part),
-                        list(PREFIXES).index(part))
+                        list(PREFIXES).index(part), weight=weight)
         return Encoded(self.format.encode_source(self.rust, text, part, source), (branch,))
 
     @abstractmethod
