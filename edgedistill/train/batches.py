@@ -34,7 +34,8 @@ class Batcher:
     Each micro-batch holds what `Student.hidden` wants and for its N target tokens: `targets`, `part`, `unit` (what a token
     weighs against others of its part: its question's weight, under `weighting` "sequence" by the length of its target),
     `example` (its target), `pairs` (label and rationale of one question) and, where there are any, `soft_ids`, `soft_probs`
-    [N, K] and `mentor` [N, sum of e]. `counts` is the sum of the units of this process's share, `cut` the `batch_tokens` it was cut by.
+    [N, K] and `mentor` [N, sum of e]. `counts` is the sum of the units of this process's share, `cut` the `batch_tokens` it
+    was cut by.
 
     `mentors` are asked once for all targets as they stand, and in each step for those with fresh numbers, in the dtype of
     the training; of several the states lie side by side.
