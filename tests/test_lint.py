@@ -143,11 +143,13 @@ def test_the_device_takes_the_stand_ins_out_again(tmp_path: Path) -> None:
     labels = torch.tensor([student.format.encode_target(student.rust, HARD, "label")])
     optimizer = torch.optim.Adam(student.model.parameters(), 3e-3)
     student.model.eval()
-    for _ in range(60):  # by heart
+    for _ in range(400):
         optimizer.zero_grad()
         loss = student.model(input_ids=source, labels=labels).loss
         loss.backward()
         optimizer.step()
+        if loss < 0.04:  # by heart: after 60 to 120 steps, as the tokenizer's pieces fall in this process
+            break
     write(student, tmp_path / "bundle", "fp32", cards.load(Target, "portable"))
     edge = Edge.load(tmp_path / "bundle")
     assert edge.generate(question).text == student.answers([question])[0] == HARD
