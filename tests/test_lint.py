@@ -148,7 +148,7 @@ def test_the_device_takes_the_stand_ins_out_again(tmp_path: Path) -> None:
         loss = student.model(input_ids=source, labels=labels).loss
         loss.backward()
         optimizer.step()
-        if loss < 0.04:  # by heart: after 60 to 120 steps, as the tokenizer's pieces fall in this process
+        if loss < 0.04:  # by heart
             break
     write(student, tmp_path / "bundle", "fp32", cards.load(Target, "portable"))
     edge = Edge.load(tmp_path / "bundle")
