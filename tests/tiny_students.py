@@ -44,7 +44,8 @@ def t5_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.decoder = decoders.Metaspace()
     tokenizer.train_from_iterator(texts(), trainers.UnigramTrainer(
         vocab_size=400, special_tokens=["<pad>", "</s>", "<unk>"], unk_token="<unk>", show_progress=False))
-    return PreTrainedTokenizerFast(tokenizer_object=_in_order(tokenizer), pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+    return PreTrainedTokenizerFast(tokenizer_object=_in_order(tokenizer), pad_token="<pad>", eos_token="</s>",
+                                   unk_token="<unk>")
 
 
 def t5_like_tokenizer(extra_ids: int = 100, corpus: list[str] | None = None, pieces: int = 500) -> PreTrainedTokenizerFast:
