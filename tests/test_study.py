@@ -315,6 +315,8 @@ def test_several_cells_at_once_are_the_same_cells(place: Path, tmp_path: Path, c
     assert f"{lost} failed: its process ended with code -9, its last words (" in told
     assert "step-by-step_given_fold1_seed0 failed: it needs words_tiny_finetune_fold1_seed0, which failed" in told
     assert "bad_given_fold0_seed0 failed: --batch-size 16, --alpha 2: the batch must be" in told and "train plan" not in told
+    logs = [log.read_text() for log in (tmp_path / "run" / "workers").iterdir()]
+    assert any(log.startswith("train plan") for log in logs)  # no warning of the interpreter before it
     found = study(str(place / "small.toml"), run=str(tmp_path / "run"), threads=2, jobs=2)
     straight = finished(place / "run")
     assert found["done"] == 4
@@ -339,7 +341,7 @@ def test_a_killed_study_leaves_no_process_behind(place: Path, tmp_path: Path) ->
                 words = each.read_bytes().split(b"\0")
             except OSError:  # it has just ended
                 continue
-            if b"edgedistill.study.crew" in words and str(tmp_path / "run").encode() in words:
+            if crew._WORKER.encode() in words and str(tmp_path / "run").encode() in words:
                 found.append(each)
         return found
 

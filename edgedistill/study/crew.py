@@ -27,6 +27,7 @@ from edgedistill.study.material import Material
 from edgedistill.study.spec import Study, read
 
 Made = tuple[Cell, dict[str, Any] | Error]  # a cell with its result, or with why it has none
+_WORKER = "import sys; from edgedistill.study import crew; crew.main(*sys.argv[1:])"
 
 
 def one_by_one(study: Study, material: Material, planned: list[Cell], todo: list[Cell], results: dict[str, dict[str, Any]],
@@ -115,7 +116,7 @@ class _Worker:
             self.log.parent.mkdir(exist_ok=True)
             with self.log.open("w", encoding="utf-8") as log:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-m", "edgedistill.study.crew", file, str(folder), str(threads)], stdin=subprocess.PIPE,
+                    [sys.executable, "-c", _WORKER, file, str(folder), str(threads)], stdin=subprocess.PIPE,
                     stdout=subprocess.PIPE, stderr=log, text=True, encoding="utf-8", start_new_session=True,
                     env={**os.environ, "OMP_NUM_THREADS": str(threads)})
         threading.Thread(target=self._listen, daemon=True).start()
@@ -192,7 +193,3 @@ def _forget() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()  # others may need it
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])
