@@ -84,8 +84,9 @@ class Plan:
         if self.study.budget:
             say(f"  budget    each cell trains on as many tokens as {self.study.budget}'s does")
         self._show_kinds(cells)
-        say(f"  time      about {clock(3600 * hours)}, one cell after the other"
-            + (f", and {unknown} cells of unknown time" if unknown else "")
+        several = len(cells) - states.count("done") - unknown > 1
+        say(f"  time      about {clock(3600 * hours)}" + (", one cell after the other" if several else "")
+            + (f" and {unknown} cells of unknown time" if unknown else "")
             + (", what cells have begun included" if "begun" in states else ""))
         return {"cells": cells, "hours": round(hours, 5), "unknown": unknown}
 
