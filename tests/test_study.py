@@ -532,7 +532,8 @@ def test_a_text_in_other_words_is_an_input_of_the_cell_that_trains_on_it(tmp_pat
 def test_a_missing_or_foreign_teach_run_names_the_command_that_makes_it(tmp_path: Path) -> None:
     material, planned = material_of(tmp_path, f'run = "{tmp_path}/none"', data="folds = 2")
     cell = next(c for c in planned if c.method == "step-by-step")
-    with pytest.raises(UsageError, match="edgedistill teach --gguf FILE --task wordmath --data .*/rows/words --run"):
+    told = "edgedistill teach --gguf FILE --task wordmath --data .*/rows/words --run .*--samples 5 .*--soft-targets 20"
+    with pytest.raises(UsageError, match=told):
         material.corpus(cell)
     made = (tmp_path / "run" / "rows" / "words" / "train.jsonl").read_text()
     assert len(made.splitlines()) == 58  # all rows: folds need them

@@ -145,7 +145,8 @@ class Material:
             if not runs.finished(run, "teach"):
                 task = self.study.data[cell.data].task
                 raise UsageError(f"teachers.{cell.teacher}.{cell.data}: {run} has no finished teach stage; make it: "
-                                 f"edgedistill teach --gguf FILE --task {task} --data {self._to_teach(cell.data)} --run {run}")
+                                 f"edgedistill teach --gguf FILE --task {task} --data {self._to_teach(cell.data)} --run {run}; "
+                                 "add --samples 5 for labels by vote, --soft-targets 20 for specialize")
             entries = read_corpus(run)
             ids = {row.id for row in self.rows.pool(cell.data).everything}
             if not any(entry["id"] in ids for entry in entries):
