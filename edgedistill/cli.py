@@ -157,6 +157,7 @@ def train(
     vocabulary: Annotated[int | None, typer.Option(min=1, help="Pieces kept, the task's own always (default: all; of a "
                                                    f"carved student {defaults.VOCABULARY}).")] = None,
     carve_from: Annotated[str, typer.Option("--from", help="carve: the GGUF file or card to cut from.")] = defaults.TEACHER,
+    precision: Annotated[str | None, typer.Option(help="fp32 or bf16 (default: bf16 where the device has it).")] = None,
     batch_tokens: Annotated[int | None, typer.Option(min=1, help="Padded tokens of a micro-batch; a step has as many as its "
                                                      "questions need.")] = None,
     gradient_checkpointing: Annotated[bool | None, typer.Option(help="Less memory, a third more time "
@@ -181,9 +182,9 @@ def train(
                formats=_shares(formats), resample=resample, rationales=rationales, reworded=reworded, rounds=rounds,
                mentor=mentor, mentor_share=mentor_share, inherit=inherit, states=states, temperature=temperature,
                factors=factors, ood=ood, general=general, optimizer=optimizer, layers=layers, vocabulary=vocabulary,
-               carve_from=carve_from, batch_tokens=batch_tokens, gradient_checkpointing=gradient_checkpointing, vram=vram,
-               dry_run=dry_run, resume=resume, max_hours=max_hours, report_to=report_to, seed=seed, threads=threads,
-               overwrite=overwrite), as_json)
+               carve_from=carve_from, precision=precision, batch_tokens=batch_tokens,
+               gradient_checkpointing=gradient_checkpointing, vram=vram, dry_run=dry_run, resume=resume, max_hours=max_hours,
+               report_to=report_to, seed=seed, threads=threads, overwrite=overwrite), as_json)
 
 
 @app.command("eval")

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn.functional import cross_entropy, log_softmax
 
-from edgedistill import defaults
+from edgedistill import defaults, machine
 from edgedistill.errors import Error, UsageError
 from edgedistill.runs import read_json, sha256, write_json
 from edgedistill.tasks.data import Row
@@ -732,6 +732,22 @@ def test_half_an_epoch_is_evaluated_too(folder: str, tmp_path: Path) -> None:
     assert result["steps"] == 3 and len(result["dev"]) == 1
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="looks at what a CPU's flags decide")
+def test_precision_is_the_devices_unless_it_is_asked_for(folder: str, tmp_path: Path, monkeypatch) -> None:
+    def made(flags: set[str], precision: str | None) -> tuple[str, dict]:
+        monkeypatch.setattr(machine, "cpu_flags", lambda: flags)
+        run = tiny_students.taught_run(tmp_path / f"{len(flags)}-{precision}", n=8)
+        dtype = train(folder, run=str(run), epochs=1, batch_size=8, precision=precision)["dtype"]
+        return dtype, read_json(run / "train" / "manifest.json")["config"]
+
+    assert [made({"avx512_bf16"}, precision)[0] for precision in (None, "bf16", "fp32")] == ["bf16", "bf16", "fp32"]
+    dtype, config = made(set(), None)
+    assert dtype == "fp32" and "precision" not in config
+    assert made(set(), "fp32")[1]["precision"] == "fp32"
+    with pytest.raises(UsageError, match="--precision bf16: this device has no such products"):
+        made(set(), "bf16")
+
+
 def test_rows_without_labels_are_trained_on_the_teachers_answers(folder: str, tmp_path: Path) -> None:
     run = tiny_students.taught_run(tmp_path / "run", labelled=False)
     result = train(folder, run=str(run), epochs=1, batch_size=8)
@@ -773,7 +789,7 @@ def test_bad_settings_are_one_line_errors(tmp_path: Path) -> None:
         ({"match": "kl"}, "sample or distribution"), ({"temperature": 0}, "--temperature 0: give"),
         ({"mutual_information": 0.1, "two_pass": True}, "without --two-pass"), ({"formats": {"few": 1}}, "NAME=SHARE"),
         ({"mentor": "x"}, "is for --method logit-kd and hybrid, not for step-by-step"),
-        ({"learning_rate": 0}, "--learning-rate 0: give"),
+        ({"learning_rate": 0}, "--learning-rate 0: give"), ({"precision": "fp16"}, "--precision fp16: give fp32 or bf16"),
         ({"tokens": float("nan")}, "--tokens nan: give"),
     ]:
         with pytest.raises(UsageError, match=message):

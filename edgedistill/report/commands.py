@@ -25,7 +25,7 @@ _FLAGS = {
               "inherit": "--inherit", "states": "--states", "temperature": "--temperature", "factors": "--factors",
               "resample": "--resample", "no_rationales": "--no-rationales", "reworded": "--reworded", "rounds": "--rounds",
               "ood": "--ood", "general": "--general", "optimizer": "--optimizer", "layers": "--layers",
-              "vocabulary": "--vocabulary", "from": "--from", "seed": "--seed"},
+              "vocabulary": "--vocabulary", "from": "--from", "precision": "--precision", "seed": "--seed"},
     "export": {"layout": "--layout", "target": "--target", "vocab": "--vocab", "max_drop": "--max-drop"},
 }
 

@@ -29,7 +29,7 @@ def train(
     temperature: float = defaults.TEMPERATURE,
     ood: str | None = None, general: str | None = None, optimizer: str | None = None, layers: int | None = None,
     vocabulary: int | None = None, carve_from: str = defaults.TEACHER, factors: int = defaults.FACTORS,
-    batch_tokens: int | None = None,
+    precision: str | None = None, batch_tokens: int | None = None,
     gradient_checkpointing: bool | None = None, vram: float | None = None, dry_run: bool = False, resume: bool = False,
     max_hours: float | None = None, report_to: list[str] | None = None, seed: int = defaults.SEED,
     threads: int | None = None, overwrite: bool = False,
@@ -63,6 +63,7 @@ def train(
       each and saves it merged to one. It pays only where an FFN is to go (train/reparam.py).
     - `ood`: a data set whose dev rows are watched too; the best checkpoint on them goes to `train/student-ood/`.
       `general`: a text file whose perplexity is watched.
+    - `precision` of the products, "fp32" or "bf16" (default: bf16 where the device has it); weights and their update are fp32.
     - `batch_tokens`, `gradient_checkpointing` and `optimizer` are picked to fit `vram` (GB) where it is given. `dry_run`
       prints the plan, checks its memory by one real step and trains nothing.
     - `max_hours`: after so many it ends with a checkpoint and raises `Stopped`.
@@ -91,6 +92,8 @@ def train(
         raise UsageError(f"--weighting {weighting}: give {' or '.join(WEIGHTINGS)}")
     if match not in (None, "sample", "distribution"):
         raise UsageError(f"--match {match}: give sample or distribution")
+    if precision not in (None, "fp32", "bf16"):
+        raise UsageError(f"--precision {precision}: give fp32 or bf16")
     if method == "logit-kd" and not mentors:
         raise UsageError("--method logit-kd needs --mentor FOLDER, a larger trained student")
     if mentors and method not in MENTORED:
@@ -169,7 +172,7 @@ def train(
     config = {"method": method, "student": name, "task": card.name, "questions": len(asked), "epochs": epochs,
               "batch_size": batch_size, "learning_rate": learning_rate, "alpha": alpha, "optimizer": optimizer,
               "seed": seed, "weighting": weighting, **({"tokens": tokens} if tokens else {}),
-              **({"average": True} if average else {})}
+              **({"average": True} if average else {}), **({"precision": precision} if precision else {})}
     if cut:
         config |= {"layers": layers or int(place.removeprefix("carve:")), "vocabulary": vocabulary or defaults.VOCABULARY,
                    "from": cut.name}

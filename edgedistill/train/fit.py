@@ -88,7 +88,10 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
         if getattr(student.model.config, "edgedistill_ffn", None):
             raise UsageError(f"--method reparam: {config['student']} has no FFNs left to replace; finetune trains it on")
         reparam.replace(student.model, config["factors"])
-    bf16 = torch.cuda.is_bf16_supported() if cuda else bool({"avx512_bf16", "amx_bf16", "bf16"} & machine.cpu_flags())
+    has_bf16 = torch.cuda.is_bf16_supported() if cuda else bool({"avx512_bf16", "amx_bf16", "bf16"} & machine.cpu_flags())
+    if config.get("precision") == "bf16" and not has_bf16:
+        raise UsageError("--precision bf16: this device has no such products; leave it out for fp32")
+    bf16 = has_bf16 and config.get("precision") != "fp32"
     soft = _soft_targets(job, student) if job.soft else None
     processes = trainer_.processes()
     if config["batch_size"] % processes:
