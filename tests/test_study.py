@@ -21,6 +21,7 @@ from edgedistill.study import cell as cell_
 from edgedistill.study import crew, study
 from edgedistill.study.grid import Cell, cells, mentors, needs
 from edgedistill.study.material import Material
+from edgedistill.study.plan import Plan
 from edgedistill.study.spec import Study, read
 from edgedistill.study.summary import markdown, summary
 from edgedistill.tasks import groups, wordmath
@@ -542,6 +543,12 @@ def test_a_missing_or_foreign_teach_run_names_the_command_that_makes_it(tmp_path
     corpus.write_text(corpus.read_text().replace("wordmath-train", "other"))
     with pytest.raises(UsageError, match="was taught other rows"):
         material.corpus(cell)
+
+
+def test_a_plan_whose_hours_are_all_unknown_names_none(tmp_path: Path, capsys) -> None:
+    material, planned = material_of(tmp_path, 'column = {rationale = "why", stated = "said"}')
+    Plan(material.study, material, planned, {}).show(set())
+    assert f"  time      {len(planned)} cells of unknown time\n" in capsys.readouterr().err
 
 
 def test_a_carved_or_trimmed_student_is_made_once_for_all_methods(tmp_path: Path) -> None:

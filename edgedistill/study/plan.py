@@ -84,10 +84,11 @@ class Plan:
         if self.study.budget:
             say(f"  budget    each cell trains on as many tokens as {self.study.budget}'s does")
         self._show_kinds(cells)
-        several = len(cells) - states.count("done") - unknown > 1
-        say(f"  time      about {clock(3600 * hours)}" + (", one cell after the other" if several else "")
-            + (f" and {unknown} cells of unknown time" if unknown else "")
-            + (", what cells have begun included" if "begun" in states else ""))
+        known = len(cells) - states.count("done") - unknown
+        told = [f"{unknown} cells of unknown time"] if unknown else []
+        if known or not unknown:
+            told.insert(0, f"about {clock(3600 * hours)}" + (", one cell after the other" if known > 1 else ""))
+        say(f"  time      {' and '.join(told)}" + (", what cells have begun included" if "begun" in states else ""))
         return {"cells": cells, "hours": round(hours, 5), "unknown": unknown}
 
     def _show_kinds(self, cells: list[dict[str, Any]]) -> None:
