@@ -2,8 +2,9 @@
 
     python benchmarks/quarter_labels.py [--cells benchmarks/results/studies/svamp-quarter-gpu/cells]
 
-A study's own tables compare within one share of the labels. Here each method's cells on a quarter stand against `finetune` with
-all labels, on the same test rows (paired bootstrap by groups of one body, and McNemar's test where the seeds are the same).
+A study's own tables compare within one share of the labels. Here each method's cells stand against `finetune` with all labels, as
+the GPU trained it in bf16, in fp32, and the machine without a GPU: on the test rows that both have answered, each method's mean
+over its seeds (paired bootstrap by groups of one body, and McNemar's test where the seeds are the same).
 Writes benchmarks/results/quarter-labels.json.
 """
 
@@ -20,6 +21,7 @@ from edgedistill.study.statistics import accuracy, compare
 from edgedistill.study.summary import answered
 
 HERE = Path(__file__).parent
+BASES = ("finetune", "finetune-fp32", "finetune-again")
 
 
 def main() -> None:
@@ -32,15 +34,15 @@ def main() -> None:
     if ("finetune", 1.0) not in kinds:
         raise SystemExit(f"{args.cells} has no finished cell of finetune on all labels: give svamp-quarter-gpu/cells")
     outcomes = {kind: answered(cells, cells[0][0].data) for kind, cells in kinds.items()}
-    base = outcomes["finetune", 1.0]
+    bases = {name: outcomes[name, 1.0] for name in BASES if (name, 1.0) in outcomes}
     made = {"study": "svamp-quarter-gpu", "commits": sorted({found["commit"] for _, found in all_})}
     result = {**machine.origin("quarter-labels"), "cells": made, "entries": [
         {"method": method, "labels": labels, "cells": len(kinds[method, labels]), **accuracy(its),
-         "minus_finetune_on_all": compare(its, base) if its is not base else None}
+         "minus": {name: compare(its, base) for name, base in bases.items() if its is not base}}
         for (method, labels), its in outcomes.items()]}
     runs.write_json(HERE / "results" / "quarter-labels.json", result)
     for entry in result["entries"]:
-        print(json.dumps({key: entry[key] for key in ("method", "labels", "cells", "accuracy", "minus_finetune_on_all")}))
+        print(json.dumps({key: entry[key] for key in ("method", "labels", "cells", "accuracy", "minus")}))
 
 
 if __name__ == "__main__":

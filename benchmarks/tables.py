@@ -20,9 +20,9 @@ RESULTS = ROOT / "benchmarks" / "results"
 
 
 def demo() -> str:
-    """What the demo took and gave, from `results/demo.json`."""
-    r = _read("demo.json")
-    best = min(r["latency"], key=lambda entry: entry["p50_ms"])
+    """What the demo took and gave, from `results/demo.json`; and on a slower machine, from `demo-without-avx512.json`."""
+    r, slow = _read("demo.json"), _read("demo-without-avx512.json")
+    best, its = (min(found["latency"], key=lambda entry: entry["p50_ms"]) for found in (r, slow))
     machine = r["machine"]
     return (
         f"takes {r['seconds'] / 60:.1f} minutes on {machine['cores']} cores of an {machine['cpu']} after the install. "
@@ -31,7 +31,10 @@ def demo() -> str:
         f"On {r['test_rows']} problems of templates that neither saw: "
         f"**teacher {_share(r['teacher_accuracy'], r['teacher_ci95'])}, student "
         f"{_share(r['student_accuracy'], r['student_ci95'])}**; {r['bytes'] / 1e6:.0f} MB int8, {best['p50_ms']:.0f} ms a "
-        f"question (p50, {best['threads']} threads). [benchmarks/results/demo.json](benchmarks/results/demo.json)")
+        f"question (p50, {best['threads']} threads). [benchmarks/results/demo.json](benchmarks/results/demo.json). On "
+        f"{slow['machine']['cores']} cores without AVX-512 and bf16: {slow['seconds'] / 60:.0f} minutes, student "
+        f"{_share(slow['student_accuracy'], slow['student_ci95'])}, {its['p50_ms']:.0f} ms "
+        "([result](benchmarks/results/demo-without-avx512.json))")
 
 
 def svamp() -> str:
@@ -215,16 +218,19 @@ def studies() -> str:
         lines.append("")
     if (path := RESULTS / "quarter-labels.json").is_file():
         found = {(e["method"], e["labels"]): e for e in _json(path)["entries"]}
-        all_ = found["finetune", 1.0]
-        told = []
-        for name in ("hybrid-numbers", "hybrid-numbers-long"):
-            its = found[name, 0.25]
-            other = its["minus_finetune_on_all"]
-            told.append(f"`{name}` has {_share(its['accuracy'], its['ci95'])}, {100 * other['difference']:+.1f} "
-                        f"({100 * other['ci95'][0]:+.1f} to {100 * other['ci95'][1]:+.1f}, p = {other['p']:.2g})")
-        lines += ["With a quarter of the labels and a local teacher's answers to the other questions, beside `finetune` on all "
-                  f"labels ({_share(all_['accuracy'], all_['ci95'])}): {'; '.join(told)} "
-                  "([script](benchmarks/quarter_labels.py), [result](benchmarks/results/quarter-labels.json)).", ""]
+        bases = {"finetune": "on a GPU in bf16", "finetune-fp32": "in fp32", "finetune-again": "on a CPU in fp32"}
+        lines += ["With a quarter of the labels and a local teacher's answers to the other questions, against `finetune` on all "
+                  "labels, each over its seeds ([script](benchmarks/quarter_labels.py), "
+                  "[result](benchmarks/results/quarter-labels.json)):", "",
+                  "| method | right | " + " | ".join(
+                      f"minus `finetune` {where} ({100 * found[name, 1.0]['accuracy']:.1f} %, {found[name, 1.0]['cells']} cells)"
+                      for name, where in bases.items()) + " |", "|---" * (2 + len(bases)) + "|"]
+        for name in ("finetune", "finetune-long", "hybrid-numbers", "hybrid-numbers-long", "hybrid-numbers-double", "hybrid-votes"):
+            if its := found.get((name, 0.25)):
+                told = [f"{100 * other['difference']:+.1f} ({100 * other['ci95'][0]:+.1f} to {100 * other['ci95'][1]:+.1f})"
+                        for other in (its["minus"][base] for base in bases)]
+                lines.append(f"| `{name}` | {_share(its['accuracy'], its['ci95'])} | {' | '.join(told)} |")
+        lines.append("")
     if (path := RESULTS / "chain-int4.json").is_file():
         found = _json(path)
         its, megabytes = found["int4"], [size / 1e6 for size in found["bytes"]]
