@@ -2,9 +2,9 @@
 
     python benchmarks/quarter_labels.py [--cells benchmarks/results/studies/svamp-quarter-gpu/cells]
 
-A study's own tables compare within one share of the labels. Here each method's cells stand against `finetune` with all labels, as
-the GPU trained it in bf16, in fp32, and the machine without a GPU: on the test rows that both have answered, each method's mean
-over its seeds (paired bootstrap by groups of one body, and McNemar's test where the seeds are the same).
+A study's own tables compare within one share of the labels. Here each method's cells stand against `finetune` with all labels,
+as the GPU trained it in bf16, in fp32, and the machine without a GPU: on the test rows that both have answered, each method's
+mean over its seeds (paired bootstrap by groups of one body, and McNemar's test where the seeds are the same).
 Writes benchmarks/results/quarter-labels.json.
 """
 
