@@ -219,16 +219,16 @@ def studies() -> str:
     if (path := RESULTS / "quarter-labels.json").is_file():
         found = {(e["method"], e["labels"]): e for e in _json(path)["entries"]}
         bases = {"finetune": "on a GPU in bf16", "finetune-fp32": "in fp32", "finetune-again": "on a CPU in fp32"}
-        its = {name: found[name, 1.0] for name in bases}
+        its = {name: found[name, 1.0] for name in bases if (name, 1.0) in found}
         lines += ["With a quarter of the labels and a local teacher's answers to the other questions, against `finetune` on "
                   "all labels, each over its seeds ([script](benchmarks/quarter_labels.py), "
                   "[result](benchmarks/results/quarter-labels.json)):", "", "| method | right | " + " | ".join(
                       f"minus `finetune` {where} ({100 * its[name]['accuracy']:.1f} %, {its[name]['cells']} cells)"
-                      for name, where in bases.items()) + " |", "|---" * (2 + len(bases)) + "|"]
+                      for name, where in bases.items() if name in its) + " |", "|---" * (2 + len(its)) + "|"]
         for (name, labels), entry in found.items():
             if labels < 1:
                 told = [f"{100 * other['difference']:+.1f} ({100 * other['ci95'][0]:+.1f} to {100 * other['ci95'][1]:+.1f})"
-                        for other in (entry["minus"][base] for base in bases)]
+                        for other in (entry["minus"][base] for base in its)]
                 lines.append(f"| `{name}` | {_share(entry['accuracy'], entry['ci95'])} | {' | '.join(told)} |")
         lines.append("")
     if (path := RESULTS / "chain-int4.json").is_file():
