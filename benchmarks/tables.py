@@ -32,7 +32,7 @@ def demo() -> str:
         f"**teacher {_share(r['teacher_accuracy'], r['teacher_ci95'])}, student "
         f"{_share(r['student_accuracy'], r['student_ci95'])}**; {r['bytes'] / 1e6:.0f} MB int8, {best['p50_ms']:.0f} ms a "
         f"question (p50, {best['threads']} threads). [benchmarks/results/demo.json](benchmarks/results/demo.json). On "
-        f"{slow['machine']['cores']} cores without AVX-512 and bf16: {slow['seconds'] / 60:.0f} minutes, student "
+        f"{slow['machine']['cores']} cores without AVX-512 and bf16: {slow['seconds'] / 60:.0f} minutes beside other work, student "
         f"{_share(slow['student_accuracy'], slow['student_ci95'])}, {its['p50_ms']:.0f} ms "
         "([result](benchmarks/results/demo-without-avx512.json))")
 
@@ -221,7 +221,7 @@ def studies() -> str:
         bases = {"finetune": "on a GPU in bf16", "finetune-fp32": "in fp32", "finetune-again": "on a CPU in fp32"}
         its = {name: found[name, 1.0] for name in bases if (name, 1.0) in found}
         lines += ["With a quarter of the labels and a local teacher's answers to the other questions, against `finetune` on "
-                  "all labels, each over its seeds ([script](benchmarks/quarter_labels.py), "
+                  "all labels, on the rows that both have answered ([script](benchmarks/quarter_labels.py), "
                   "[result](benchmarks/results/quarter-labels.json)):", "", "| method | right | " + " | ".join(
                       f"minus `finetune` {where} ({100 * its[name]['accuracy']:.1f} %, {its[name]['cells']} cells)"
                       for name, where in bases.items() if name in its) + " |", "|---" * (2 + len(its)) + "|"]
