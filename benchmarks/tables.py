@@ -32,8 +32,8 @@ def demo() -> str:
         f"**teacher {_share(r['teacher_accuracy'], r['teacher_ci95'])}, student "
         f"{_share(r['student_accuracy'], r['student_ci95'])}**; {r['bytes'] / 1e6:.0f} MB int8, {best['p50_ms']:.0f} ms a "
         f"question (p50, {best['threads']} threads). [benchmarks/results/demo.json](benchmarks/results/demo.json). On "
-        f"{slow['machine']['cores']} cores without AVX-512 and bf16: {slow['seconds'] / 60:.0f} minutes beside other work, student "
-        f"{_share(slow['student_accuracy'], slow['student_ci95'])}, {its['p50_ms']:.0f} ms "
+        f"{slow['machine']['cores']} cores without AVX-512 and bf16: {slow['seconds'] / 60:.0f} minutes beside other work, "
+        f"student {_share(slow['student_accuracy'], slow['student_ci95'])}, {its['p50_ms']:.0f} ms "
         "([result](benchmarks/results/demo-without-avx512.json))")
 
 
