@@ -66,6 +66,11 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     transformers.logging.disable_progress_bar()
     torch.set_num_threads(job.threads)
     config, card = stage.config, job.card
+    cuda = torch.cuda.is_available()
+    has_bf16 = torch.cuda.is_bf16_supported() if cuda else bool({"avx512_bf16", "amx_bf16", "bf16"} & machine.cpu_flags())
+    if config.get("precision") == "bf16" and not has_bf16:
+        raise UsageError("--precision bf16: this device has no such products; leave it out for fp32")
+    bf16 = has_bf16 and config.get("precision") != "fp32"
     imports = machine.rss_mb()
     student = _student(job, config)
     loaded = machine.rss_mb()
@@ -75,7 +80,6 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
     unk_id = student.tokenizer.unk_token_id if student.family == "t5" else None
     student.set_task(card, **job.format, escapes={} if unk_id is None else lint_.escapes(student.rust, unk_id, texts))
     lint = lint_.lint(student, [(target.text, target.part) for q in job.questions for target in q.targets()])
-    cuda = torch.cuda.is_available()
     mentors = [_mentor(place, student, job.questions, cuda) for place in job.mentors]
     guided, way = config.get("states", 0.0), config.get("inherit") or "spread"
     for flag, given in (("--inherit", config.get("inherit")), ("--states", guided)):
@@ -88,10 +92,6 @@ def fit(stage: Any, job: Job) -> dict[str, Any]:
         if getattr(student.model.config, "edgedistill_ffn", None):
             raise UsageError(f"--method reparam: {config['student']} has no FFNs left to replace; finetune trains it on")
         reparam.replace(student.model, config["factors"])
-    has_bf16 = torch.cuda.is_bf16_supported() if cuda else bool({"avx512_bf16", "amx_bf16", "bf16"} & machine.cpu_flags())
-    if config.get("precision") == "bf16" and not has_bf16:
-        raise UsageError("--precision bf16: this device has no such products; leave it out for fp32")
-    bf16 = has_bf16 and config.get("precision") != "fp32"
     soft = _soft_targets(job, student) if job.soft else None
     processes = trainer_.processes()
     if config["batch_size"] % processes:
