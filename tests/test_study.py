@@ -530,6 +530,43 @@ def test_a_text_in_other_words_is_an_input_of_the_cell_that_trains_on_it(tmp_pat
     assert "reworded" not in material.inputs(next(c for c in planned if c.method == "hybrid"))
 
 
+def test_the_students_pieces_have_the_other_words(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("edgedistill.train.initial.shared", lambda student, folder, task, texts, **_: texts())
+    stage = runs.Stage(tmp_path / "words", "teach", {}, {})
+    corpus = stage.path / "corpus.jsonl"
+    corpus.write_text(json.dumps({"id": "train-0", "rationale": "zebras and xylophones", "answer": None}) + "\n")
+    stage.done({}, [corpus])
+    stage.close()
+    teacher, words = 'column = {rationale = "why", stated = "said"}', f'reworded = "{tmp_path}/words"\n'
+    made = {}
+    for with_words in ("", words):
+        material, planned = material_of(tmp_path, teacher, methods=f'[methods.hybrid]\nmethod = "hybrid"\n{with_words}')
+        made[with_words] = material.student(planned[0])
+    assert made[words] == [*made[""], "zebras and xylophones"]
+
+
+def test_a_hybrid_without_rationales_needs_no_teacher(tmp_path: Path) -> None:
+    def planned(settings: str, labels: str = "[1.0, 0.25, 0.0]") -> list[tuple[str | None, float]]:
+        found = spec_of(tmp_path, f"""
+title = "t"
+labels = {labels}
+[data.words]
+task = "wordmath"
+source = "{tmp_path}/data"
+[students.tiny]
+student = "none"
+[methods.hybrid]
+method = "hybrid"
+{settings}
+""")
+        return [(cell.teacher, cell.labels) for cell in cells(found)]
+
+    assert planned("rationales = false", "[1.0, 0.25]") == [(None, 1.0), (None, 0.25)]
+    for settings in ("rationales = false", "rationales = true"):  # no label and no teacher: nothing to learn from
+        with pytest.raises(UsageError, match=r"methods\.hybrid needs a teacher for words: add \[teachers\.NAME\.words\]"):
+            planned(settings)
+
+
 def test_a_missing_or_foreign_teach_run_names_the_command_that_makes_it(tmp_path: Path) -> None:
     material, planned = material_of(tmp_path, f'run = "{tmp_path}/none"', data="folds = 2")
     cell = next(c for c in planned if c.method == "step-by-step")
