@@ -184,7 +184,8 @@ def studies() -> str:
     for path in sorted((RESULTS / "studies").glob("*/study.json")):
         found, name = _json(path), path.parent.name
         baseline = ", ".join(dict.fromkeys(f"`{e['against']['baseline']}`" for e in found["entries"] if e["against"]))
-        lines += [f"{found['title']}: {found['done']} of {found['planned']} cells so far "
+        share = f"{found['done']} of " if found["done"] < found["planned"] else ""
+        lines += [f"{found['title']}: {share}{found['planned']} cells{' so far' if share else ''} "
                   f"([study](benchmarks/studies/{name}.toml), [result files](benchmarks/results/studies/{name})):", "",
                   f"| data | student | method | labels | tokens | dev | right | minus {baseline or 'baseline'} | p (Holm) |",
                   "|---|---|---|---|---|---|---|---|---|"]
