@@ -534,7 +534,8 @@ def test_the_students_pieces_have_the_other_words(tmp_path: Path, monkeypatch) -
     monkeypatch.setattr("edgedistill.train.initial.shared", lambda student, folder, task, texts, **_: texts())
     stage = runs.Stage(tmp_path / "words", "teach", {}, {})
     corpus = stage.path / "corpus.jsonl"
-    corpus.write_text(json.dumps({"id": "train-0", "rationale": "zebras and xylophones", "answer": None}) + "\n")
+    corpus.write_text("".join(json.dumps({"id": "train-0", "rationale": text, "answer": None}) + "\n"
+                              for text in ("zebras and xylophones", None)))
     stage.done({}, [corpus])
     stage.close()
     teacher, words = 'column = {rationale = "why", stated = "said"}', f'reworded = "{tmp_path}/words"\n'

@@ -118,9 +118,10 @@ class Material:
                     found += [task.question(row), *([label.text] if label else [])]
                 found += [text for entry in self.corpus(whole)
                           for text in (entry["rationale"] if teacher in told else None, entry["answer"]) if text]
-            for run in {words for method in self.study.methods if (
-                    words := self.study.settings_of(cell.data, cell.student, method).get("reworded"))}:
-                found += [entry["rationale"] for entries in reworded.read(place(run)).values() for entry in entries]
+            for method in self.study.methods:
+                if run := self.study.settings_of(cell.data, cell.student, method).get("reworded"):
+                    found += [entry["rationale"] for entries in reworded.read(place(run)).values() for entry in entries
+                              if entry["rationale"]]
             return list(dict.fromkeys(found))
 
         return shared(place(card.student), self.folder / "students" / _student(cell), self.rows.pool(cell.data).task, texts,
