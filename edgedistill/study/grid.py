@@ -126,15 +126,13 @@ def _teachers(study: Study, data: str, method: str, labels: float) -> list[str |
         return [None] if labels > 0 else []
     if kind in GOLD_ONLY and labels == 1:
         return [None]
-    there: list[str | None] = [name for name, per_data in study.teachers.items() if data in per_data]
-    without = kind in GOLD_ONLY or (
-        kind == "hybrid" and not (study.settings | study.methods[method].settings).get("rationales", True))
-    if not there and without and labels > 0:
-        return [None]  # of the rows that have a label
-    if not there:
-        raise UsageError(f"{study.name}: methods.{method} needs a teacher for {data}: add [teachers.NAME.{data}] with "
-                         "column = {rationale = \"...\"} or run = \"FOLDER\"")
-    return there
+    if there := [name for name, per_data in study.teachers.items() if data in per_data]:
+        return [*there]
+    settings = study.settings | study.methods[method].settings
+    if labels > 0 and (kind in GOLD_ONLY or (kind == "hybrid" and not settings.get("rationales", True))):
+        return [None]  # learns from the rows that have a label
+    raise UsageError(f"{study.name}: methods.{method} needs a teacher for {data}: add [teachers.NAME.{data}] with "
+                     "column = {rationale = \"...\"} or run = \"FOLDER\"")
 
 
 def _wanted(study: Study, cell: Cell) -> bool:
